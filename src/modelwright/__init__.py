@@ -1,0 +1,25 @@
+"""Modelwright: a language model of your own, from one recipe.
+
+>>> import modelwright as mw
+>>> project = mw.load("recipes/quickstart.yaml")
+>>> print(project.plan())
+>>> result = project.run()
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from modelwright.api import ArtifactView, Plan, Project, Result, load
+    from modelwright.core.errors import UserError
+
+__version__ = "0.1.0"
+__all__ = ["ArtifactView", "Plan", "Project", "Result", "UserError", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use, so that the command's start and `import modelwright` cost nothing (PEP 562)."""
+    if name not in __all__:
+        raise AttributeError(f"module 'modelwright' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module("modelwright.core.errors" if name == "UserError" else "modelwright.api"), name)

@@ -1,0 +1,268 @@
+"""The Python API: `mw.load("recipe.yaml").plan()`, `.run()`, artifacts as objects with tables and plots."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from modelwright.core import execute as work
+from modelwright.core import store as files
+from modelwright.core.errors import UserError
+from modelwright.core.events import Listener, read_events
+from modelwright.core.recipe import Loaded
+from modelwright.core.recipe import load as load_recipe
+from modelwright.core.stage import Check, Estimate
+from modelwright.core.units import bytes_text, count_text, seconds_text, usd_text
+from modelwright.core.why import Reason, why
+from modelwright.plan.calibrate import calibrated
+from modelwright.plan.machine import this_machine
+
+STORE = Path("store")
+"""Default folder of artifacts, in the folder where the command is given."""
+
+
+def load(path: str | Path, *overrides: str, store: str | Path = STORE) -> Project:
+    """A recipe, checked. `overrides` are dotted paths: `mw.load("r.yaml", "stages.base.steps=10")`."""
+    return Project(load_recipe(path, overrides), files.Store(store), Path(path))
+
+
+class Planned(NamedTuple):
+    """One stage of a plan."""
+
+    stage: str
+    kind: str
+    state: str
+    key: str
+    estimate: Estimate
+    usd: float
+
+
+class Plan(NamedTuple):
+    """What a recipe will take. `print(plan)` shows the table."""
+
+    rows: list[Planned]
+    machine: str
+
+    @property
+    def seconds(self) -> float:
+        """Time left: what is cached costs nothing."""
+        return sum(row.estimate.seconds.value for row in self.rows if row.state != "cached")
+
+    @property
+    def peak_bytes(self) -> float:
+        return max((row.estimate.memory.value for row in self.rows if row.state != "cached"), default=0.0)
+
+    def table(self) -> list[dict[str, str]]:
+        return [
+            {
+                "stage": r.stage,
+                "kind": r.kind,
+                "state": r.state,
+                "time": seconds_text(r.estimate.seconds.value),
+                "memory": bytes_text(r.estimate.memory.value),
+                "disk": bytes_text(r.estimate.disk.value),
+                "cost": usd_text(r.usd),
+            }
+            for r in self.rows
+        ]
+
+    def __str__(self) -> str:
+        return text_table(self.table())
+
+
+class ArtifactView:
+    """A finished artifact, opened: its manifest, its events, its numbers."""
+
+    def __init__(self, artifact: files.Artifact) -> None:
+        self.path, self.manifest = artifact.path, artifact.manifest
+
+    @property
+    def stats(self) -> dict[str, Any]:
+        return dict(self.manifest["stats"])
+
+    def events(self, name: str | None = None) -> list[dict[str, Any]]:
+        """The lines of `metrics.jsonl`, all or those called `name`."""
+        return list(read_events(self.path / "metrics.jsonl", name))
+
+    def table(self) -> list[dict[str, str]]:
+        """The numbers that matter for this type: metrics of an evaluation, else the plain values of `stats`."""
+        if "metrics" in self.stats:
+            return [
+                {
+                    "metric": m["name"],
+                    "group": m["group"] or "all",
+                    "value": f"{m['value']:.4g}",
+                    "95 % interval": f"{m['low']:.4g} to {m['high']:.4g}",
+                    "items": str(m["n"]),
+                }
+                for m in self.stats["metrics"]
+            ]
+        return [
+            {"what": k, "value": count_text(v) if isinstance(v, (int, float)) else str(v)}
+            for k, v in self.stats.items()
+            if isinstance(v, (int, float, str))
+        ]
+
+    def plot(self) -> str:
+        """Training curves as SVG; a notebook shows them (`IPython.display.SVG`)."""
+        from modelwright.report import curves_svg
+
+        return curves_svg(self.path)
+
+    def engine(self) -> Any:
+        """The model, open for generating (a context manager); see `modelwright.methods.engines.Engine`."""
+        from modelwright.methods.engines import open_engine
+
+        return open_engine(self.path)
+
+    def __repr__(self) -> str:
+        return f"<{self.manifest['type']} {self.path.name}>\n{text_table(self.table())}"
+
+
+class Result(NamedTuple):
+    """What a run did."""
+
+    outcomes: list[work.Outcome]
+    seconds: float
+    report: Path | None
+
+    def __getitem__(self, stage: Any) -> Any:
+        for outcome in self.outcomes:
+            if outcome.name == stage and outcome.artifact:
+                return ArtifactView(outcome.artifact)
+        raise KeyError(stage)
+
+
+class Project:
+    """A recipe with its store."""
+
+    def __init__(self, loaded: Loaded, store: files.Store, path: Path) -> None:
+        self.loaded, self.store, self.path = loaded, store, path
+
+    @property
+    def recipe(self) -> Any:
+        return self.loaded.recipe
+
+    def steps(self) -> list[work.Step]:
+        """Every stage with its key and state."""
+        return work.prepare(self.loaded, self.store)
+
+    def plan(self) -> Plan:
+        """Cached or to do, with time, memory and money; imports no torch, touches no network, writes nothing."""
+        machine, steps = this_machine(), self.steps()
+        estimates = work.predict(steps, machine, self.recipe.seed, calibrated(self.store))
+        rows = [
+            Planned(
+                s.name,
+                work.stage_kind(s.stage),
+                s.state,
+                s.key,
+                estimates[s.name],
+                0.0 if s.artifact else estimates[s.name].seconds.value / 3600 * machine.usd_per_hour,
+            )
+            for s in steps
+        ]
+        return Plan(rows, f"{machine.name}, {machine.cores} cores, {bytes_text(machine.memory_bytes)}")
+
+    def run(self, only: str | None = None, listener: Listener | None = None, gates: bool = True) -> Result:
+        """Make what is missing; writes the report. Raises UserError when a stage cannot be made."""
+        start = time.monotonic()
+        outcomes: list[work.Outcome] = []
+        for outcome in self.iterate(only, listener, gates):
+            outcomes.append(outcome)
+        seconds = time.monotonic() - start
+        return Result(outcomes, seconds, self.write_report(outcomes, seconds))
+
+    def iterate(self, only: str | None = None, listener: Listener | None = None, gates: bool = True) -> Iterator[work.Outcome]:
+        """The same, one stage at a time."""
+        return work.execute(
+            self.loaded,
+            self.store,
+            this_machine(),
+            listener or (lambda event, fields: None),
+            adjust=calibrated(self.store),
+            only=only,
+            gates=gates,
+        )
+
+    def why(self) -> list[Reason]:
+        """Why each stage is cached or to do."""
+        return why(self.steps(), self.store)
+
+    def check(self) -> list[tuple[str, list[Check] | None]]:
+        """The soundness checks of each stage; None where what it needs is not made yet."""
+        from tempfile import TemporaryDirectory
+
+        from modelwright.core.events import Log
+        from modelwright.core.stage import Run
+
+        found: list[tuple[str, list[Check] | None]] = []
+        made: dict[str, files.Artifact] = {}
+        for step in work.prepare(self.loaded, self.store, network=True):
+            if step.artifact is not None:
+                made[step.name] = step.artifact
+            if any(p.stage is not None and p.stage not in made for p in step.parents):
+                found.append((step.name, None))
+                continue
+            with TemporaryDirectory() as folder:
+                inputs = {p.ref: work.resolve_input(p, made) for p in step.parents}
+                found.append((step.name, list(step.stage.checks(Run(Path(folder), inputs, self.recipe.seed, Log(None))))))
+        return found
+
+    def artifact(self, stage: str) -> ArtifactView:
+        """The finished artifact of a stage."""
+        for step in self.steps():
+            if step.name == stage:
+                if step.artifact is None:
+                    raise UserError(f"stage {stage!r} is not made yet", fix=f"modelwright run {self.path} --only {stage}")
+                return ArtifactView(step.artifact)
+        raise UserError(f"the recipe has no stage {stage!r}", fix=f"its stages: {', '.join(self.recipe.stages)}")
+
+    def model_path(self) -> Path:
+        """What `chat` and `serve` open: the last export, else the last model that is made."""
+        steps = [s for s in self.steps() if s.artifact is not None]
+        for type_ in ("export", "model"):
+            for step in reversed(steps):
+                if step.stage.produces == type_ and step.artifact is not None:
+                    return step.artifact.path
+        raise UserError(f"{self.path} has no finished model", fix=f"modelwright run {self.path}")
+
+    def write_report(self, outcomes: Sequence[work.Outcome] = (), seconds: float = 0.0) -> Path | None:
+        """The HTML report and the model card, under `<store>/reports/`; None where nothing is made yet."""
+        from modelwright.report import RunView, StageView, model_card, render
+
+        states = {o.name: o.state for o in outcomes}
+        views = [
+            StageView(
+                s.name,
+                work.stage_kind(s.stage),
+                states.get(s.name, s.state) if s.artifact else "missing",
+                s.artifact.manifest if s.artifact else {},
+                s.artifact.path if s.artifact else Path(),
+                tuple(dict.fromkeys(p.stage for p in s.parents if p.stage is not None)),
+            )
+            for s in self.steps()
+        ]
+        if not any(view.manifest for view in views):
+            return None
+        view = RunView(
+            self.recipe.name, self.loaded.tree.text, tuple(views), self.plan().machine, time.strftime("%Y-%m-%d %H:%M"), seconds
+        )
+        folder = self.store.root / "reports" / self.recipe.name
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in (("report.html", render(view)), ("model_card.md", model_card(view))):
+            (folder / f"{name}.tmp").write_text(text, encoding="utf-8")
+            (folder / f"{name}.tmp").replace(folder / name)
+        return folder / "report.html"
+
+
+def text_table(rows: Sequence[dict[str, str]]) -> str:
+    """Plain columns, for `print` and for terminals without colour."""
+    if not rows:
+        return "(nothing)"
+    names = list(rows[0])
+    width = {n: max(len(n), *(len(r.get(n, "")) for r in rows)) for n in names}
+    lines = ["  ".join(n.ljust(width[n]) for n in names), "  ".join("-" * width[n] for n in names)]
+    return "\n".join(lines + ["  ".join(r.get(n, "").ljust(width[n]) for n in names).rstrip() for r in rows])

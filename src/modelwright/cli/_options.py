@@ -1,0 +1,45 @@
+"""Options that several commands share, and how a recipe is opened from them."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from modelwright.api import Project
+
+
+def parser(command: str, description: str, *, recipe: bool = True, json: bool = True) -> argparse.ArgumentParser:
+    """A parser with the shared options; `recipe` adds the recipe and its overrides."""
+    made = argparse.ArgumentParser(prog=f"modelwright {command}", description=description)
+    if recipe:
+        made.add_argument("recipe", type=Path, help="the recipe's .yaml file")
+        made.add_argument("overrides", nargs="*", metavar="path=value", help="change a value: stages.base.steps=100")
+        made.add_argument(
+            "--allow-code",
+            action="append",
+            type=Path,
+            default=[],
+            metavar="FILE",
+            help="let the recipe use this Python file of yours (`kind: ./file.py`); read it first",
+        )
+    made.add_argument(
+        "--store", type=Path, default=Path("store"), metavar="DIR", help="where artifacts are kept (default: ./store)"
+    )
+    if json:
+        made.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    return made
+
+
+def open_project(args: argparse.Namespace) -> Project:
+    """The recipe that the arguments name."""
+    from modelwright.api import load
+    from modelwright.core.errors import UserError
+    from modelwright.core.spec import allow_code
+
+    for path in args.allow_code:
+        if not path.is_file():
+            raise UserError(f"--allow-code: there is no file {path}")
+        allow_code(path)
+    return load(args.recipe, *args.overrides, store=args.store)

@@ -1,0 +1,38 @@
+"""Tables for people and JSON for programs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+
+def print_json(tree: Any) -> None:
+    print(json.dumps(tree, indent=1, ensure_ascii=False, default=str))
+
+
+def print_table(rows: Sequence[dict[str, str]], *, title: str = "", colour: dict[str, dict[str, str]] | None = None) -> None:
+    """Plain text where the output is no terminal; `colour` maps column -> value -> style elsewhere."""
+    if not sys.stdout.isatty():
+        from modelwright.api import text_table
+
+        print((f"{title}\n" if title else "") + text_table(rows))
+        return
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=SIMPLE_HEAD, title=title or None, title_justify="left", pad_edge=False)
+    for name in rows[0] if rows else ():
+        numeric = all(r.get(name, "")[:1].isdigit() or r.get(name, "") in ("", "free") for r in rows)
+        table.add_column(name, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(v, style=(colour or {}).get(n, {}).get(v, "")) for n, v in row.items()))
+    Console().print(table)
+
+
+STATE_COLOUR = {
+    "state": {"cached": "green", "made": "bold green", "to do": "yellow", "unfinished": "yellow", "failed": "bold red"}
+}

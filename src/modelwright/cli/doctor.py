@@ -1,0 +1,72 @@
+"""`modelwright doctor`: what is installed, what is missing and how to get it."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from importlib import metadata
+
+from modelwright.cli._options import parser
+from modelwright.cli._output import print_json, print_table
+from modelwright.core.units import bytes_text
+
+
+def main(args: list[str]) -> int:
+    chosen = parser(
+        "doctor", "Tell what is installed, what is missing and how to get it, and what this machine has.", recipe=False
+    ).parse_args(args)
+    from modelwright.plan.machine import this_machine
+
+    machine = this_machine()
+    rows = [
+        {
+            "extra": extra,
+            "packages": ", ".join(f"{n} {v}" for n, v in have.items()),
+            "missing": ", ".join(missing),
+            "fix": f"pip install 'modelwright[{extra}]'" if missing else "",
+        }
+        for extra, (have, missing) in extras().items()
+    ]
+    free = shutil.disk_usage(".").free
+    facts = {
+        "python": sys.version.split()[0],
+        "cpu": machine.name,
+        "cores": machine.cores,
+        "memory": bytes_text(machine.memory_bytes),
+        "free disk": bytes_text(free),
+        "gpu": "none seen (nvidia-smi is not on the path)" if shutil.which("nvidia-smi") is None else "nvidia-smi is there",
+        "torch": torch_build(),
+    }
+    if chosen.json:
+        print_json({"machine": facts, "extras": rows})
+        return 0
+    for name, value in facts.items():
+        print(f"{name:<10} {value}")
+    print_table(rows, colour={})
+    return 0
+
+
+def extras() -> dict[str, tuple[dict[str, str], list[str]]]:
+    """Per extra, installed packages with versions and the missing ones; reads metadata, imports nothing."""
+    import re
+
+    found: dict[str, tuple[dict[str, str], list[str]]] = {}
+    for line in metadata.requires("modelwright") or []:
+        match = re.match(r"([A-Za-z0-9_.-]+)(\[[^\]]*\])?[^;]*; *extra *== *['\"](\w+)['\"]", line)
+        if not match or match[1] == "modelwright" or match[3] in ("test", "dev", "all"):
+            continue
+        have, missing = found.setdefault(match[3], ({}, []))
+        try:
+            have[match[1]] = metadata.version(match[1])
+        except metadata.PackageNotFoundError:
+            missing.append(match[1])
+    return found
+
+
+def torch_build() -> str:
+    """The installed build, from metadata: `+cpu`, `+cu128`, …; importing torch takes seconds."""
+    try:
+        version = metadata.version("torch")
+    except metadata.PackageNotFoundError:
+        return "not installed: pip install 'modelwright[train]'"
+    return version if "+" in version else f"{version} (the build of the package index)"

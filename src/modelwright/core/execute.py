@@ -1,0 +1,362 @@
+"""From a recipe to artifacts: keys for everything before anything runs, then one stage after the other."""
+
+from __future__ import annotations
+
+import errno
+import platform
+import shutil
+import socket
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from modelwright.core.errors import StageFailed, UserError
+from modelwright.core.events import Listener, Log
+from modelwright.core.external import Digests, hub_commit, hub_files, local
+from modelwright.core.measure import Meter
+from modelwright.core.recipe import Loaded
+from modelwright.core.spec import fingerprint
+from modelwright.core.stage import Accepts, Estimate, Facts, Given, Input, Machine, Run, Stage, Stats, parse_ref
+from modelwright.core.store import Artifact, Store, digest_files, write_json
+from modelwright.core.units import bytes_text
+
+Adjust = Callable[[str, Estimate], Estimate]
+"""Corrects an estimate by what earlier runs measured; `plan.calibrated` is one."""
+
+
+class Parent(NamedTuple):
+    """One reference of a stage, resolved as far as it can be before the work."""
+
+    ref: str
+    field: str
+    accepts: Accepts
+    stage: str | None
+    part: str | None
+    key: str
+    """The parent stage's key, or the digest of an external input."""
+    path: Path | None
+    """Where an external input is; None for a stage and for what is still on the Hub."""
+
+
+class Step(NamedTuple):
+    """A stage of the recipe with its key and what there is of it."""
+
+    name: str
+    stage: Stage
+    key: str
+    identity: dict[str, Any]
+    parents: tuple[Parent, ...]
+    artifact: Artifact | None
+    unfinished: bool
+
+    @property
+    def state(self) -> str:
+        return "cached" if self.artifact else "unfinished" if self.unfinished else "to do"
+
+
+def prepare(loaded: Loaded, store: Store, *, network: bool = False) -> list[Step]:
+    """Every stage with its key, in order. Reads digests of external inputs; writes nothing unless `network`."""
+    digests = Digests(store.root / ".digests.json")
+    steps: dict[str, Step] = {}
+    for name, stage in loaded.recipe.stages.items():
+        parents = tuple(
+            _parent(field, ref, accepts, name, loaded, steps, digests, network) for field, (ref, accepts) in stage.refs().items()
+        )
+        identity = {
+            "kind": stage_kind(stage),
+            "spec": stage.identity(),
+            "parents": {p.field: p.key + (f"#{p.part}" if p.part else "") for p in parents},
+            "external": stage.external(),
+            "seed": loaded.recipe.seed if stage.random else None,
+        }
+        for parent in parents:  # what a stage is called does not matter, only what it is
+            _replace(identity["spec"], parent.field.split("."), "<parent>")
+        key = fingerprint(identity)
+        steps[name] = Step(
+            name, stage, key, identity, parents, store.find(stage.produces, key), store.part(stage.produces, name, key).exists()
+        )
+    if network:
+        digests.save()
+    return list(steps.values())
+
+
+def stage_kind(stage: Stage) -> str:
+    return str(stage.model_dump(include={"kind"})["kind"])
+
+
+def _parent(
+    field: str, ref: str, accepts: Accepts, name: str, loaded: Loaded, steps: Mapping[str, Step], digests: Digests, network: bool
+) -> Parent:
+    address = parse_ref(ref)
+    where = loaded.tree.where(("stages", name, *(int(p) if p.isdigit() else p for p in field.split("."))))
+    if address.kind == "stage":
+        return Parent(ref, field, accepts, address.name, address.part, steps[address.name].key, None)
+    if address.kind == "path":
+        path = local(address, loaded.folder, where)
+        return Parent(ref, field, accepts, None, None, digests.path(path), path)
+    return Parent(ref, field, accepts, None, None, hub_commit(address, accepts, network, where), None)
+
+
+def _replace(tree: Any, path: Sequence[str], value: str) -> None:
+    for key in path[:-1]:
+        tree = tree[int(key)] if isinstance(tree, list) else tree[key]
+    if isinstance(tree, list):
+        tree[int(path[-1])] = value
+    else:
+        tree[path[-1]] = value
+
+
+# --- estimates --------------------------------------------------------------------------------------
+
+
+def predict(
+    steps: Sequence[Step], machine: Machine, seed: int, adjust: Adjust = lambda kind, estimate: estimate
+) -> dict[str, Estimate]:
+    """The cost of every stage; parents' facts are measured where they are made, else predicted."""
+    facts: dict[str, dict[str, Facts]] = {}
+    estimates: dict[str, Estimate] = {}
+    for step in steps:
+        estimates[step.name] = adjust(
+            stage_kind(step.stage), step.stage.estimate(Given(machine, _parent_facts(step, facts), seed))
+        )
+        facts[step.name] = estimates[step.name].facts if step.artifact is None else _measured(step.artifact)
+    return estimates
+
+
+def _parent_facts(step: Step, facts: Mapping[str, Mapping[str, Facts]]) -> dict[str, Facts]:
+    found = {}
+    for parent in step.parents:
+        if parent.stage is not None:
+            made = facts[parent.stage]
+            found[parent.ref] = made.get(parent.part or "", made.get("", Facts(type="unknown")))
+        else:
+            size = (
+                sum(p.stat().st_size for p in ([parent.path] if parent.path.is_file() else parent.path.rglob("*")) if p.is_file())
+                if parent.path
+                else None
+            )
+            found[parent.ref] = Facts(type="path", bytes=size)
+    return found
+
+
+def _measured(artifact: Artifact) -> dict[str, Facts]:
+    stored = artifact.manifest["stats"].get("facts", {})
+    return {part: Facts(**{**tree, "measured": True}) for part, tree in stored.items()}
+
+
+# --- the work ---------------------------------------------------------------------------------------
+
+
+class Outcome(NamedTuple):
+    """What became of a stage: state `made`, `cached` or `failed`."""
+
+    name: str
+    state: str
+    artifact: Artifact | None
+
+
+def execute(
+    loaded: Loaded,
+    store: Store,
+    machine: Machine,
+    listener: Listener,
+    *,
+    adjust: Adjust = lambda kind, estimate: estimate,
+    only: str | None = None,
+    gates: bool = True,
+) -> Iterator[Outcome]:
+    """Make what is missing, in order; yields each stage as it ends. `only`: this stage and what it needs.
+
+    Finished stages stay whatever happens to later ones; a killed one leaves a `.part` that the same recipe goes on from.
+    """
+    steps = prepare(loaded, store, network=True)
+    wanted = _needed(steps, only)
+    made: dict[str, Artifact] = {}
+    for step in steps:
+        if step.name not in wanted:
+            continue
+        if step.artifact is not None:
+            made[step.name] = step.artifact
+            listener("stage", {"stage": step.name, "state": "cached", "key": step.key})
+            yield Outcome(step.name, "cached", step.artifact)
+            continue
+        made[step.name] = _make(step, loaded, store, machine, made, listener, adjust, gates)
+        yield Outcome(step.name, "made", made[step.name])
+
+
+def _needed(steps: Sequence[Step], only: str | None) -> set[str]:
+    if only is None:
+        return {step.name for step in steps}
+    by_name = {step.name: step for step in steps}
+    if only not in by_name:
+        raise UserError(f"the recipe has no stage {only!r}", fix=f"its stages: {', '.join(by_name)}")
+    wanted, queue = set(), [only]
+    while queue:
+        name = queue.pop()
+        wanted.add(name)
+        queue += [p.stage for p in by_name[name].parents if p.stage is not None]
+    return wanted
+
+
+def _make(
+    step: Step,
+    loaded: Loaded,
+    store: Store,
+    machine: Machine,
+    made: Mapping[str, Artifact],
+    listener: Listener,
+    adjust: Adjust,
+    gates: bool,
+) -> Artifact:
+    kind = stage_kind(step.stage)
+    facts = {p.ref: _parent_facts_made(p, made) for p in step.parents}
+    given = Given(machine, facts, loaded.recipe.seed)
+    expected = adjust(kind, step.stage.estimate(given))
+    listener("stage", {"stage": step.name, "state": "running", "key": step.key, "kind": kind, "seconds": expected.seconds.value})
+    _check_disk(store.root, expected, step.name)
+    home, part = store.home(step.stage.produces, step.name, step.key), store.part(step.stage.produces, step.name, step.key)
+    lock = store.lock(step.key, Log(None, listener))
+    try:
+        if (found := store.find(step.stage.produces, step.key)) is not None:
+            return found  # another process made it while this one waited
+        if part.exists() and not step.stage.resumes:
+            shutil.rmtree(part)
+        part.mkdir(parents=True, exist_ok=True)
+        write_json(part / "part.json", {"key": step.key, "stage": step.name, "identity": step.identity})
+        log = Log(part / "metrics.jsonl", listener)
+        run = Run(part, {p.ref: resolve_input(p, made) for p in step.parents}, loaded.recipe.seed, log, facts)
+        meter = Meter()
+        try:
+            stage = step.stage.resolve(given)
+            if gates:
+                _gates(stage, run, step.name)
+            stats = stage.run(run)
+        except BaseException as error:
+            log.close()
+            _leave(part, step, error)
+            raise
+        log.close()
+        return _finish(step, loaded, store, home, part, stats, expected, meter)
+    finally:
+        lock.release()
+
+
+def resolve_input(parent: Parent, made: Mapping[str, Artifact]) -> Input:
+    """A reference as the stage opens it: the artifact's folder, or the user's own files."""
+    if parent.stage is not None:
+        artifact = made[parent.stage]
+        return Input(
+            parent.ref,
+            artifact.manifest["type"],
+            artifact.path,
+            parent.part,
+            {**artifact.manifest["stats"], "stage": parent.stage},
+        )
+    path = parent.path or hub_files(parse_ref(parent.ref), parent.key, parent.accepts, parent.ref)
+    return Input(parent.ref, "path", path)
+
+
+def _parent_facts_made(parent: Parent, made: Mapping[str, Artifact]) -> Facts:
+    if parent.stage is None:
+        return Facts(type="path")
+    measured = _measured(made[parent.stage])
+    return measured.get(parent.part or "", measured.get("", Facts(type=made[parent.stage].manifest["type"])))
+
+
+def _gates(stage: Stage, run: Run, name: str) -> None:
+    failed = []
+    for check in stage.checks(run):
+        run.log.event("check", check=check.name, ok=check.ok, detail=check.detail)
+        if not check.ok:
+            failed.append(check)
+    if failed:
+        raise UserError(
+            f"stage {name!r} is not sound: " + "; ".join(f"{c.name}: {c.detail}" for c in failed),
+            fix="; ".join(c.fix for c in failed if c.fix),
+            where=f"stages.{name}",
+        )
+
+
+def _leave(part: Path, step: Step, error: BaseException) -> None:
+    """After a failure keep only what a resume can use, and say what failed in words."""
+    if not step.stage.resumes:
+        shutil.rmtree(part, ignore_errors=True)
+    where = f"stages.{step.name}"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        what = f"the disk is full while making {step.name!r}"
+        fix = "free some space (`modelwright gc` removes what no recipe needs) and run the same command again"
+        raise StageFailed(what, f"{error}; finished stages are kept", fix, where) from None
+    if isinstance(error, MemoryError):
+        what = f"there is not enough memory for {step.name!r}"
+        raise StageFailed(what, str(error), "`modelwright plan --why` shows what takes it", where) from None
+    if isinstance(error, UserError):
+        raise StageFailed(error.what, error.why, error.fix, error.where or where) from error
+
+
+def _check_disk(root: Path, expected: Estimate, name: str) -> None:
+    root.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(root).free
+    if expected.disk.value > free:
+        raise UserError(
+            f"stage {name!r} needs about {bytes_text(expected.disk.value)} of disk and {bytes_text(free)} are free",
+            expected.disk.why,
+            "free some space (`modelwright gc`) or use another --store",
+            f"stages.{name}",
+        )
+
+
+def _finish(
+    step: Step, loaded: Loaded, store: Store, home: Path, part: Path, stats: Stats, expected: Estimate, meter: Meter
+) -> Artifact:
+    (part / "part.json").unlink()
+    files = digest_files(part)
+    manifest = {
+        "schema": 1,
+        "type": step.stage.produces,
+        "stage": step.name,
+        "kind": stage_kind(step.stage),
+        "recipe": loaded.recipe.name,
+        "key": step.key,
+        "spec": step.stage.model_dump(mode="json"),
+        "identity": step.identity,
+        "parents": {p.ref: {"stage": p.stage, "part": p.part, "key": p.key, "field": p.field} for p in step.parents},
+        "external": step.identity["external"],
+        "files": files,
+        "stats": stats,
+        "estimate": {
+            "seconds": expected.seconds._asdict(),
+            "memory": expected.memory._asdict(),
+            "disk": expected.disk._asdict(),
+            "scale": expected.scale,
+        },
+        "actual": {
+            "seconds": round(meter.seconds(), 3),
+            "peak_bytes": meter.peak_bytes(),
+            "disk_bytes": sum(f["bytes"] for f in files.values()),
+        },
+        "made_by": made_by(loaded),
+    }
+    return store.finish(part, home, manifest)
+
+
+def made_by(loaded: Loaded) -> dict[str, Any]:
+    """Recorded, never hashed: versions, host and time."""
+    import os
+
+    libraries = {}
+    for name in ("torch", "transformers", "peft", "tokenizers", "numpy"):
+        if name in sys.modules:
+            libraries[name] = metadata.version(name)
+    return {
+        "modelwright": metadata.version("modelwright"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "host": socket.gethostname(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+        "seed": loaded.recipe.seed,
+        "libraries": libraries,
+    }

@@ -1,0 +1,300 @@
+"""Recipe: named stages in file order; a stage may only refer to earlier ones. All faults are found before anything starts."""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+from pydantic import BaseModel, Field, ValidationError
+
+from modelwright.core.errors import UserError, UserErrors
+from modelwright.core.places import Loc, Tree, override, parse_yaml, read_yaml
+from modelwright.core.spec import Kinds, Spec, folder_of_recipe
+from modelwright.core.stage import NAME, STAGES, Accepts, Stage, parse_ref
+
+
+class Recipe(Spec):
+    """The whole file. `modelwright schema` prints its JSON Schema."""
+
+    name: str = Field(pattern=NAME.pattern)
+    """What the result is called: a word of small letters, digits and dashes."""
+    description: str = ""
+    """A sentence for the report and the model card."""
+    seed: int = Field(0, ge=0, lt=2**32)
+    """Seed of everything random; another seed makes other artifacts."""
+    stages: dict[str, Annotated[Stage, STAGES]] = Field(min_length=1)
+    """The stages by name, in the order in which they are made."""
+
+
+class Loaded(NamedTuple):
+    """A recipe and the text it came from."""
+
+    recipe: Recipe
+    tree: Tree
+    folder: Path
+    """Relative paths in the recipe start here."""
+
+
+def load(path: Path | str, overrides: Sequence[str] = ()) -> Loaded:
+    """Read, override and check a recipe; raises one UserErrors with every fault."""
+    path = Path(path)
+    tree = override(read_yaml(path), overrides)
+    return _loaded(tree, path.parent)
+
+
+def loads(text: str, overrides: Sequence[str] = (), folder: Path = Path()) -> Loaded:
+    """The same from a string."""
+    tree = override(parse_yaml(text, "recipe"), overrides)
+    return _loaded(tree, folder)
+
+
+def _loaded(tree: Tree, folder: Path) -> Loaded:
+    token = folder_of_recipe.set(folder)
+    try:
+        return Loaded(parse(tree), tree, folder)
+    finally:
+        folder_of_recipe.reset(token)
+
+
+def parse(tree: Tree) -> Recipe:
+    """The tree as a Recipe."""
+    if not isinstance(tree.value, dict):
+        raise UserError("a recipe is a mapping with `name` and `stages`", fix="see `modelwright new`", where=tree.name)
+    errors: list[UserError] = []
+    stages: dict[str, Stage] = {}
+    top = dict(tree.value)
+    listed = top.pop("stages", None)
+    if not isinstance(listed, dict) or not listed:
+        errors.append(
+            UserError(
+                "needs stages", fix="write `stages:` with at least one `name: {kind: …}` below it", where=tree.where(("stages",))
+            )
+        )
+        listed = {}
+    for name, node in listed.items():
+        loc: Loc = ("stages", name)
+        if not isinstance(name, str) or not NAME.match(name):
+            errors.append(
+                UserError(
+                    f"{name!r} cannot name a stage",
+                    fix="use small letters, digits, `-` and `_`, at most 40, starting with a letter",
+                    where=tree.where(loc),
+                )
+            )
+            continue
+        stage, faults = build(STAGES, node, loc)
+        errors += [fault.error(tree) for fault in faults]
+        if faults:  # what is left without the faulty keys still shows faults of reference
+            stage, _ = build(STAGES, _without(node, [fault.loc[2:] for fault in faults]), loc)
+        if isinstance(stage, Stage):
+            stages[name] = stage
+    head, faults = _top(top)
+    errors += [fault.error(tree) for fault in faults]
+    errors += _reference_errors(tree, list(listed), stages)
+    errors += _ledger_errors(tree, stages)
+    if errors:
+        raise errors[0] if len(errors) == 1 else UserErrors(errors)
+    return Recipe.model_construct(_fields_set={*head, "stages"}, stages=stages, **{**{"description": "", "seed": 0}, **head})
+
+
+def _without(node: Any, locs: Sequence[Loc]) -> Any:
+    """A copy of `node` without the keys at `locs`."""
+    if isinstance(node, dict):
+        return {k: _without(v, [loc[1:] for loc in locs if loc[:1] == (k,)]) for k, v in node.items() if (k,) not in locs}
+    if isinstance(node, list):
+        return [_without(v, [loc[1:] for loc in locs if loc[:1] == (i,)]) for i, v in enumerate(node) if (i,) not in locs]
+    return node
+
+
+class _Top(Spec):
+    name: Annotated[str, Field(pattern=NAME.pattern)]
+    description: str = ""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+
+
+def _top(value: dict[str, Any]) -> tuple[dict[str, Any], list[Fault]]:
+    try:
+        return _Top.model_validate(value).model_dump(exclude_unset=True), []
+    except ValidationError as error:
+        return {}, faults_of(error, _Top, ())
+
+
+# --- faults of a node -------------------------------------------------------------------------------
+
+
+class Fault(NamedTuple):
+    """What is wrong at one place of the tree."""
+
+    loc: Loc
+    what: str
+    fix: str = ""
+
+    def error(self, tree: Tree) -> UserError:
+        return UserError(self.what, fix=self.fix, where=tree.where(self.loc))
+
+
+def build(kinds: Kinds, value: Any, loc: Loc) -> tuple[Spec | None, list[Fault]]:
+    """`value` as one of `kinds`, or every fault in it."""
+
+    class Holder(BaseModel):
+        node: Annotated[Spec, kinds]
+
+    try:
+        return Holder.model_validate({"node": value}).node, []
+    except ValidationError as error:
+        return None, faults_of(error, Holder, loc, skip=1)
+
+
+def faults_of(error: ValidationError, cls: type[BaseModel], loc: Loc, skip: int = 0) -> list[Fault]:
+    """pydantic's errors in our words; those of nested kinds come inside `ctx` (see Kinds)."""
+    faults: list[Fault] = []
+    for item in error.errors(include_url=False):
+        at = (*loc, *item["loc"][skip:])
+        if item["type"] == "nested":
+            for inner in item["ctx"]["errors"]:
+                faults += faults_of(inner, item["ctx"]["cls"], at)
+        else:
+            faults.append(_fault(dict(item), cls, at))
+    return faults
+
+
+def _fault(item: dict[str, Any], cls: type[BaseModel], at: Loc) -> Fault:
+    kind, message = item["type"], item["msg"]
+    if kind == "extra_forbidden":
+        names = [n for n in _model_at(cls, item["loc"][:-1]).model_fields if n != "kind"]
+        near = difflib.get_close_matches(str(at[-1]), names, n=1)
+        return Fault(
+            at,
+            f"unknown key {at[-1]!r}",
+            (f"did you mean {near[0]!r}? " if near else "") + f"Keys here: {', '.join(names) or 'none'}",
+        )
+    if kind == "missing":
+        info = _model_at(cls, item["loc"][:-1]).model_fields.get(str(at[-1]))
+        return Fault(at, f"needs {at[-1]!r}", _first_sentence(info.description) if info and info.description else "")
+    if kind == "unknown_kind":
+        near = item["ctx"]["near"]
+        return Fault(
+            (*at, "kind"),
+            f"no kind {item['ctx']['kind']} here",
+            (f"did you mean {near!r}? " if near else "") + f"Kinds: {item['ctx']['names']}",
+        )
+    if kind == "value_error":
+        message = message.removeprefix("Value error, ")
+    shown = repr(item.get("input"))
+    got = (
+        f" (got {shown if len(shown) <= 60 else shown[:57] + '…'})"
+        if kind not in ("no_kind", "value_error", "code_not_allowed", "no_file", "code_changed")
+        else ""
+    )
+    return Fault(at, message[:1].lower() + message[1:] + got)
+
+
+def _first_sentence(text: str) -> str:
+    return " ".join(text.split()).split(". ")[0].rstrip(".")
+
+
+def _model_at(cls: type[BaseModel], loc: Loc) -> type[BaseModel]:
+    """The model class that holds the field at the end of `loc`."""
+    for key in loc:
+        if isinstance(key, str) and key in cls.model_fields:
+            for found in _models_in(cls.model_fields[key].annotation):
+                cls = found
+    return cls
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType, tuple, list, Annotated, dict):
+        return [m for arg in typing.get_args(annotation) for m in _models_in(arg)]
+    return []
+
+
+# --- references and the consumption ledger ------------------------------------------------------------
+
+
+def _reference_errors(tree: Tree, order: list[str], stages: dict[str, Stage]) -> list[UserError]:
+    errors = []
+    for name, stage in stages.items():
+        earlier = order[: order.index(name)]
+        for path, (ref, accepts) in stage.refs().items():
+            loc: Loc = ("stages", name, *(int(p) if p.isdigit() else p for p in path.split(".")))
+            fault = _reference_fault(ref, accepts, name, earlier, order, stages)
+            if fault:
+                errors.append(UserError(fault[0], fix=fault[1], where=tree.where(loc)))
+    return errors
+
+
+def _reference_fault(
+    ref: str, accepts: Accepts, name: str, earlier: list[str], order: list[str], stages: dict[str, Stage]
+) -> tuple[str, str] | None:
+    address = parse_ref(ref)
+    if address.kind == "hf":
+        return None if address.name.count("/") == 1 else (f"{ref!r} is not a Hub address", "write hf:org/name@revision")
+    if address.kind == "path":
+        return None
+    if address.name == name:
+        return f"{name!r} refers to itself", f"earlier stages: {', '.join(earlier) or 'none'}"
+    if address.name in order and address.name not in earlier:
+        cycle = address.name in stages and any(parse_ref(r).name == name for r, _ in stages[address.name].refs().values())
+        return (
+            (f"{name!r} and {address.name!r} refer to each other", "one of them must not need the other")
+            if cycle
+            else (
+                f"{address.name!r} is a later stage",
+                f"move {address.name!r} above {name!r}; a stage sees only those before it",
+            )
+        )
+    if address.name not in earlier:
+        near = difflib.get_close_matches(address.name, earlier, n=1)
+        return (
+            f"there is no earlier stage {address.name!r}",
+            (f"did you mean {near[0]!r}? " if near else "")
+            + f"Earlier stages: {', '.join(earlier) or 'none'}; a file is written with a slash: ./{address.name}",
+        )
+    if address.name not in stages:
+        return None  # that stage has faults of its own
+    parent = stages[address.name]
+    if parent.produces not in accepts.types:
+        return f"{address.name!r} makes {_a(parent.produces)}, but {' or '.join(_a(t) for t in accepts.types)} is needed here", ""
+    parts = parent.parts()
+    if address.part and address.part not in parts:
+        return (
+            f"{address.name!r} has no part {address.part!r}",
+            f"its parts: {', '.join(f'{address.name}:{p}' for p in parts) or 'none, write ' + address.name}",
+        )
+    if parts and not address.part:
+        return f"{address.name!r} has several parts", f"say which: {', '.join(f'{address.name}:{p}' for p in parts)}"
+    return None
+
+
+def _a(noun: str) -> str:
+    return noun if noun.endswith("s") else f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
+
+
+def _ledger_errors(tree: Tree, stages: dict[str, Stage]) -> list[UserError]:
+    """Keys that the user set and that the chosen combination does not use."""
+    errors = []
+    for name, stage in stages.items():
+        specs: list[tuple[tuple[str, ...], Spec]] = [
+            ((), stage),
+            *((tuple(path.split(".")), spec) for path, spec in stage.children()),
+        ]
+        for path, spec in specs:
+            for field, reason in spec.unused(stage).items():
+                assert field in type(spec).model_fields, f"{type(spec).__name__}.unused names {field!r}, which it does not have"
+                if field in spec.model_fields_set:
+                    loc: Loc = ("stages", name, *(int(p) if p.isdigit() else p for p in path), field)
+                    errors.append(
+                        UserError(
+                            f"{field!r} would be ignored",
+                            reason,
+                            f"remove {field!r}, or change what makes it unused",
+                            tree.where(loc),
+                        )
+                    )
+    return errors

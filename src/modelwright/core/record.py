@@ -1,0 +1,61 @@
+"""Record: one row of data, from a raw page to a chat or a preference pair. Stored as JSON lines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from modelwright.core.errors import UserError
+
+Message = dict[str, Any]
+"""`{"role": "system" | "user" | "assistant" | "tool", "content": str}`, as in the OpenAI API."""
+
+
+@dataclass(slots=True)
+class Record:
+    """Exactly one of: `text` (a document), `messages` (a chat), `messages` + `chosen` + `rejected` (a preference)."""
+
+    id: str
+    """Unique in its artifact and stable between runs: a path, a qualified name, a row number."""
+    text: str = ""
+    messages: list[Message] = field(default_factory=list)
+    """The whole chat; for a preference, the shared prompt."""
+    chosen: list[Message] = field(default_factory=list)
+    """The better continuation of `messages`."""
+    rejected: list[Message] = field(default_factory=list)
+    meta: dict[str, Any] = field(default_factory=dict)
+    """Where it came from (path, licence, object, sort, …); carried along, never trained on."""
+
+    def to_json(self) -> str:
+        tree: dict[str, Any] = {"id": self.id}
+        for name in ("text", "messages", "chosen", "rejected", "meta"):
+            if value := getattr(self, name):
+                tree[name] = value
+        return json.dumps(tree, ensure_ascii=False, separators=(",", ":"))
+
+
+def write_records(path: Path, records: Iterable[Record]) -> int:
+    """Write JSON lines; returns the number of rows."""
+    rows = 0
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        for record in records:
+            file.write(record.to_json() + "\n")
+            rows += 1
+    return rows
+
+
+def read_records(path: Path) -> Iterator[Record]:
+    """Read JSON lines that we wrote. For files of the user's own, see `modelwright.methods.formats`."""
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                yield Record(**json.loads(line))
+            except (json.JSONDecodeError, TypeError) as error:
+                raise UserError(
+                    f"{path.name} line {number} is not a record",
+                    str(error),
+                    "the file was changed after it was written; `modelwright verify` tells which",
+                ) from None

@@ -1,0 +1,293 @@
+"""Stage: a Spec that makes one artifact. Given: what it may know before. Run: what it is handed to work with."""
+
+from __future__ import annotations
+
+import re
+import typing
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, NamedTuple
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from modelwright.core.events import Log
+from modelwright.core.spec import Kinds, Spec
+
+STAGES = Kinds("modelwright.stages", "modelwright.core.stage:Stage")
+
+
+# --- references -------------------------------------------------------------------------------------
+
+
+class Accepts(NamedTuple):
+    """Marks a field that holds references, with the artifact types it takes."""
+
+    types: tuple[str, ...]
+
+
+def Ref(*types: str) -> Any:
+    """Field type: one reference. `start: Ref("model")`.
+
+    A reference is an earlier stage's name (`base`), one part of it (`pairs:test`), a path (has `/`),
+    or `hf:org/name@revision`.
+    """
+    return Annotated[str, Accepts(types)]
+
+
+class Mix(Spec):
+    """One source of training rows and its share."""
+
+    ref: Annotated[str, Accepts(("records",))]
+    """Reference to the rows."""
+    weight: float | None = Field(None, gt=0, examples=[2.0])
+    """Share of tokens drawn from this source, relative to the others; unset: as many as it has."""
+    epochs: float | None = Field(None, gt=0, examples=[2.0])
+    """Times each row is used; unset: as often as the budget of steps and the weights ask for."""
+
+    def unused(self, context: Spec) -> dict[str, str]:
+        if self.weight is not None and self.epochs is not None:
+            return {"weight": "`epochs` already fixes how much of this source is used"}
+        return {}
+
+
+def _as_mix(value: Any) -> Any:
+    items = value if isinstance(value, (list, tuple)) else [value]
+    return tuple({"ref": item} if isinstance(item, str) else item for item in items)
+
+
+Refs = Annotated[tuple[Mix, ...], BeforeValidator(_as_mix, json_schema_input_type=str | list[str | Mix]), Field(min_length=1)]
+"""Field type: one reference or a list of `{ref, weight, epochs}`."""
+
+
+class Address(NamedTuple):
+    """A parsed reference. kind: `stage`, `path` or `hf`."""
+
+    kind: str
+    name: str
+    part: str | None = None
+    revision: str | None = None
+
+
+def parse_ref(ref: str) -> Address:
+    """`pairs:test` -> stage pairs, part test; `./a.jsonl` -> path; `hf:org/name@rev` -> Hub."""
+    if ref.startswith("hf:"):
+        name, _, revision = ref[3:].partition("@")
+        return Address("hf", name, revision=revision or None)
+    if "/" in ref or "\\" in ref:
+        return Address("path", ref)
+    name, _, part = ref.partition(":")
+    return Address("stage", name, part or None)
+
+
+# --- what is known before the work ------------------------------------------------------------------
+
+
+class Shape(BaseModel):
+    """The sizes of a transformer that memory and time depend on."""
+
+    model_config = ConfigDict(frozen=True)
+    layers: int
+    hidden: int
+    intermediate: int
+    heads: int
+    kv_heads: int
+    vocab: int
+    tied: bool = True
+    head_dim: int = 0
+
+    @property
+    def params(self) -> int:
+        """Number of weights of a gated-MLP decoder (Llama): embeddings, attention, MLP, norms."""
+        head_dim = self.head_dim or self.hidden // self.heads
+        attention = self.hidden * head_dim * (2 * self.heads + 2 * self.kv_heads)
+        block = attention + 3 * self.hidden * self.intermediate + 2 * self.hidden
+        return self.layers * block + self.vocab * self.hidden * (1 if self.tied else 2) + self.hidden
+
+    def flops_per_token(self, context: float = 0) -> float:
+        """Forward FLOPs of one token: 2 per weight that multiplies, and attention over `context` tokens."""
+        matrices = self.params - (0 if self.tied else self.vocab * self.hidden)
+        return 2.0 * matrices + 4.0 * self.layers * self.hidden * context
+
+
+class Facts(BaseModel):
+    """What is known of one artifact or part, measured or predicted. Unknown is None, never 0."""
+
+    model_config = ConfigDict(frozen=True)
+    type: str
+    rows: float | None = None
+    chars: float | None = None
+    tokens: float | None = None
+    bytes: float | None = None
+    shape: Shape | None = None
+    measured: bool = False
+
+
+class Machine(NamedTuple):
+    """The machine a stage would run on; never enters a key."""
+
+    name: str
+    cores: int
+    memory_bytes: float
+    device: str = "cpu"
+    flops_per_s: float = 60e9
+    """Matrix-product rate that training reaches, in FLOP/s, all cores together."""
+    usd_per_hour: float = 0.0
+
+
+class Given(NamedTuple):
+    """Everything `resolve` and `estimate` may look at."""
+
+    machine: Machine
+    parents: Mapping[str, Facts]
+    """By reference as written in the recipe (`pairs:test`)."""
+    seed: int = 0
+
+
+class Quantity(NamedTuple):
+    """A number with its unit and where it comes from."""
+
+    value: float
+    unit: str
+    why: str
+
+
+class Estimate(NamedTuple):
+    """The predicted cost of a stage and what it will leave."""
+
+    seconds: Quantity
+    memory: Quantity
+    """Peak resident bytes of the process."""
+    disk: Quantity
+    facts: dict[str, Facts]
+    """By part; the artifact as a whole under ''."""
+    scale: tuple[float, float] = (1.0, 1.0)
+    """By how much seconds and memory were corrected from earlier runs; already in the numbers above."""
+
+
+def estimate(
+    seconds: float,
+    seconds_why: str,
+    memory_bytes: float,
+    memory_why: str,
+    disk_bytes: float,
+    disk_why: str,
+    facts: dict[str, Facts],
+) -> Estimate:
+    return Estimate(
+        Quantity(seconds, "s", seconds_why),
+        Quantity(memory_bytes, "bytes", memory_why),
+        Quantity(disk_bytes, "bytes", disk_why),
+        facts,
+    )
+
+
+# --- the work ---------------------------------------------------------------------------------------
+
+
+class Input(NamedTuple):
+    """A reference, resolved: where its files are."""
+
+    ref: str
+    type: str
+    """`records`, `tokenizer`, `model`, … for artifacts; `path` for the user's own files."""
+    path: Path
+    """The artifact's folder, or the user's file or folder."""
+    part: str | None = None
+    stats: Mapping[str, Any] = {}
+    """The `stats` of the artifact's manifest."""
+
+
+class Run(NamedTuple):
+    """What a stage is given to work with. It writes only under `out`."""
+
+    out: Path
+    """The artifact's folder while it is made; holds what a killed run of the same key left there."""
+    inputs: Mapping[str, Input]
+    """By reference as written in the recipe."""
+    seed: int
+    log: Log
+    facts: Mapping[str, Facts] = {}
+
+
+Stats = dict[str, Any]
+"""JSON tree of what a stage measured; key `facts` (part -> Facts) is what children's estimates read."""
+
+
+class Check(NamedTuple):
+    """One soundness check and its verdict."""
+
+    name: str
+    ok: bool
+    detail: str
+    fix: str
+
+
+class Stage(Spec):
+    """One step of a recipe."""
+
+    produces: ClassVar[str]
+    """Artifact type: `records`, `tokenizer`, `model`, `evaluation`, `export`."""
+    resumes: ClassVar[bool] = False
+    """True: `run` goes on from what it finds in `run.out`; else a killed run starts with an empty folder."""
+    random: ClassVar[bool] = True
+    """True: the seed enters the key."""
+
+    def parts(self) -> tuple[str, ...]:
+        """Names of the outputs; empty for one without a name."""
+        return ()
+
+    def refs(self) -> dict[str, tuple[str, Accepts]]:
+        """Dotted field path -> (reference, what it takes); nested specs too."""
+        found = dict(_refs("", self))
+        for path, spec in self.children():
+            found.update(_refs(f"{path}.", spec))
+        return found
+
+    def external(self) -> dict[str, str]:
+        """Digests of inputs that are not artifacts and that no field pins (an installed package's tree); enters the key."""
+        found: dict[str, str] = {}
+        for path, spec in self.children():
+            digest = getattr(spec, "digest", None)
+            if callable(digest) and (value := digest()) is not None:
+                found[path] = value
+        return found
+
+    def resolve(self, given: Given) -> Stage:
+        """Fill unset fields from what is known; pure. The key does not depend on it."""
+        return self
+
+    def estimate(self, given: Given) -> Estimate:
+        raise NotImplementedError(f"{type(self).__name__} has no estimate")
+
+    def checks(self, run: Run) -> Iterator[Check]:
+        """Soundness checks on the real inputs and a small slice; gates of `run`."""
+        return iter(())
+
+    def run(self, run: Run) -> Stats:
+        raise NotImplementedError(f"{type(self).__name__} has no run")
+
+
+def _refs(prefix: str, spec: Spec) -> Iterator[tuple[str, tuple[str, Accepts]]]:
+    for name, info in type(spec).model_fields.items():
+        value = getattr(spec, name)
+        mark = next(_accepts([*info.metadata, info.annotation]), None)
+        if mark is not None:
+            if isinstance(value, str):
+                yield f"{prefix}{name}", (value, mark)
+            elif isinstance(value, (list, tuple)):
+                for index, item in enumerate(value):
+                    if isinstance(item, str):
+                        yield f"{prefix}{name}.{index}", (item, mark)
+
+
+def _accepts(marks: Iterable[Any]) -> Iterator[Accepts]:
+    """Finds the mark also inside `Ref("model") | None` and `list[Ref("model")]`."""
+    for mark in marks:
+        if isinstance(mark, Accepts):
+            yield mark
+        elif typing.get_origin(mark) is not None:
+            yield from _accepts([*typing.get_args(mark), *getattr(mark, "__metadata__", ())])
+
+
+NAME = re.compile(r"^[a-z][a-z0-9_-]{0,39}$")
+"""What a stage may be called: it becomes a folder's name and part of a reference."""

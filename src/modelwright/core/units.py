@@ -1,0 +1,36 @@
+"""Numbers for people: bytes, seconds, counts and money, always with their unit."""
+
+from __future__ import annotations
+
+
+def bytes_text(value: float) -> str:
+    """`1.24 GB`; decimal units, as disks and data sheets use."""
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if abs(value) >= size:
+            return f"{value / size:.3g} {unit}" if value / size < 1000 else f"{value / size:.0f} {unit}"
+    return f"{value:.0f} B"
+
+
+def seconds_text(value: float) -> str:
+    """`3 min 20 s`, `1 h 05 min`, `0.4 s`."""
+    if value < 9.95:
+        return f"{value:.1f} s"
+    whole = round(value)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    minutes = round(value / 60)
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def count_text(value: float) -> str:
+    """`4.5M`, `28.1k`, `312`."""
+    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if abs(value) >= size:
+            return f"{value / size:.3g}{unit}"
+    return f"{value:g}" if value == int(value) else f"{value:.3g}"
+
+
+def usd_text(value: float) -> str:
+    return "free" if value == 0 else f"${value:.2f}"

@@ -1,0 +1,123 @@
+"""The command: instant help, exit codes, tables and JSON, errors without tracebacks."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from modelwright.cli.main import COMMANDS, main, usage
+
+TEXT = "name: demo\nstages:\n  corpus: {kind: words, count: 4}\n  base: {kind: learn, data: corpus}\n"
+
+
+@pytest.fixture
+def recipe(tmp_path, monkeypatch, fakes):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "r.yaml").write_text(TEXT)
+    monkeypatch.setattr("modelwright.api.Project.write_report", lambda self, *a: None)
+    return "r.yaml"
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys, modelwright.cli.main as m; m.main(['--help']); "
+        "bad = {'pydantic', 'yaml', 'torch', 'rich', 'numpy', 'argparse'} & set(sys.modules); sys.exit(str(bad) if bad else 0)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_every_command_has_its_file_and_help(capsys):
+    from importlib import import_module
+
+    for name in COMMANDS:
+        module = import_module(f"modelwright.cli.{name}")
+        with pytest.raises(SystemExit) as caught:
+            module.main(["--help"])
+        assert caught.value.code == 0
+    assert all(name in usage() for name in COMMANDS)
+
+
+def test_unknown_command_and_no_command(capsys):
+    assert main(["rnu"]) == 2
+    assert "did you mean 'run'?" in capsys.readouterr().err
+    assert main([]) == 0
+
+
+def test_run_plan_why_show_verify_gc(recipe, capsys):
+    assert main(["plan", recipe]) == 0
+    assert "to do: 2 of 2 stages" in capsys.readouterr().out
+    assert main(["run", recipe]) == 0
+    out = capsys.readouterr().out
+    assert "2 made, 0 cached" in out and "modelwright chat r.yaml" in out
+    assert main(["run", recipe]) == 0
+    assert "0 made, 2 cached" in capsys.readouterr().out
+    assert main(["why", recipe, "stages.base.rate=0.9"]) == 0
+    assert "rate: 0.1 -> 0.9" in capsys.readouterr().out
+    assert main(["show", recipe]) == 0
+    assert main(["show", recipe, "--stage", "base"]) == 0
+    assert "model store/model/base-" in capsys.readouterr().out
+    assert main(["verify"]) == 0
+    assert main(["gc", recipe]) == 0
+    assert "would delete 0 artifacts" in capsys.readouterr().out
+    assert main(["where", recipe, "--at", "stages.base"]) == 0
+    assert "learn.py" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["plan", "run", "why", "ls", "verify", "where", "check", "doctor"])
+def test_json_everywhere(recipe, capsys, command):
+    main(["run", recipe])
+    capsys.readouterr()
+    assert main([command, "--json", *([] if command in ("ls", "verify", "doctor") else [recipe])]) == 0
+    json.loads(capsys.readouterr().out)
+
+
+def test_exit_codes(recipe, capsys):
+    assert main(["run", recipe, "stages.corpus.cuont=1"]) == 2
+    err = capsys.readouterr().err
+    assert "did you mean 'count'?" in err and "Traceback" not in err
+    assert main(["run", recipe, "stages.corpus.fail=disk"]) == 1
+    assert "the disk is full" in capsys.readouterr().err
+    assert main(["run", recipe, "stages.base.stop_at=2"]) == 130
+    assert "the same command goes on" in capsys.readouterr().err
+    assert main(["check", recipe, "stages.corpus.fail=gate"]) == 1
+
+
+def test_new_writes_a_recipe_and_never_overwrites(tmp_path, capsys):
+    path = tmp_path / "mine.yaml"
+    assert main(["new", str(path)]) == 0
+    before = path.read_bytes()
+    assert main(["new", str(path)]) == 2
+    assert path.read_bytes() == before
+    assert main(["new", "--list"]) == 0
+    assert "quickstart" in capsys.readouterr().out
+
+
+def test_code_in_a_recipe_needs_permission(recipe, tmp_path, capsys):
+    (tmp_path / "mine.py").write_text(
+        "from typing import Literal, ClassVar\nfrom modelwright.core.stage import Stage, Facts, estimate\n"
+        "class Mine(Stage):\n    kind: Literal['./mine.py'] = './mine.py'\n    produces: ClassVar[str] = 'records'\n"
+        "    def estimate(self, given): return estimate(1, '', 1, '', 1, '', {'': Facts(type='records')})\n"
+        "    def run(self, run): return {'rows_in': 0, 'rows_out': 0}\n"
+    )
+    (tmp_path / "code.yaml").write_text("name: code\nstages:\n  mine: {kind: ./mine.py}\n")
+    for command in ("plan", "check", "run"):
+        assert main([command, "code.yaml"]) == 2
+        assert "--allow-code" in capsys.readouterr().err
+    assert main(["run", "code.yaml", "--allow-code", "mine.py"]) == 0
+    assert main(["run", "code.yaml", "--allow-code", "mine.py"]) == 0
+    assert "1 cached" in capsys.readouterr().out
+    (tmp_path / "mine.py").write_text((tmp_path / "mine.py").read_text() + "# changed\n")
+    assert main(["run", "code.yaml", "--allow-code", "mine.py"]) == 0
+    assert "1 made" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_help_is_under_60_ms_of_cpu():
+    import resource
+
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    for _ in range(5):
+        subprocess.run([sys.executable, "-m", "modelwright.cli.main", "--help"], check=True, capture_output=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert (after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime) / 5 < 0.060
