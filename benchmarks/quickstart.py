@@ -1,0 +1,53 @@
+"""Seconds and peak memory of every stage of recipes/quickstart.yaml, made anew, against what `plan` said before; no peer."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from modelwright.api import load, text_table
+from modelwright.core.units import bytes_text, seconds_text
+
+RECIPE = Path(__file__).parents[1] / "recipes" / "quickstart.yaml"
+
+
+def main() -> dict:
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "modelwright.cli.main", "run", str(RECIPE), "--store", folder, "--json"]
+        start = time.monotonic()
+        subprocess.run(command, check=True, capture_output=True, text=True)
+        first_s = time.monotonic() - start
+        start = time.monotonic()
+        again = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        again_s = time.monotonic() - start
+        assert all(stage["state"] == "cached" for stage in again["stages"])
+        manifests = {s.name: s.artifact.manifest for s in load(RECIPE, store=folder).steps()}
+    rows = [
+        {
+            "stage": name,
+            "seconds": f"{m['actual']['seconds']:.1f}",
+            "planned": f"{m['estimate']['seconds']['value']:.1f}",
+            "peak memory": bytes_text(m["actual"]["peak_bytes"]),
+            "planned memory": bytes_text(m["estimate"]["memory"]["value"]),
+            "size": bytes_text(m["actual"]["disk_bytes"]),
+        }
+        for name, m in manifests.items()
+    ]
+    print(text_table(rows))
+    print(f"\nfirst run {seconds_text(first_s)}, second run (all cached) {seconds_text(again_s)}")
+    exact = {
+        f"{name} {metric['name']} {metric['group'] or 'all'}": round(metric["value"], 4)
+        for name, m in manifests.items()
+        for metric in m["stats"].get("metrics", [])
+    }
+    return {
+        "seconds": round(first_s, 1),
+        "cached_s": round(again_s, 2),
+        "stages": {name: m["actual"]["seconds"] for name, m in manifests.items()},
+        "peak_bytes": {name: m["actual"]["peak_bytes"] for name, m in manifests.items()},
+        "metrics": exact,
+    }
