@@ -28,6 +28,8 @@ class Log:
     """
 
     def __init__(self, path: Path | None, listener: Listener = _silent, clock: Callable[[], float] = time.time) -> None:
+        if path and path.exists():
+            _drop_torn_line(path)
         self._file = path.open("a", encoding="utf-8", buffering=1) if path else None
         self._listener, self._clock = listener, clock
 
@@ -60,6 +62,14 @@ class Log:
         if self._file:
             self._file.close()
             self._file = None
+
+
+def _drop_torn_line(path: Path) -> None:
+    """A killed run may have stopped in the middle of a line; what follows must begin on its own."""
+    with path.open("rb+") as file:
+        data = file.read()
+        if data and not data.endswith(b"\n"):
+            file.truncate(data.rfind(b"\n") + 1)
 
 
 def read_events(path: Path, name: str | None = None) -> Iterator[dict[str, Any]]:

@@ -6,8 +6,8 @@ from __future__ import annotations
 def bytes_text(value: float) -> str:
     """`1.24 GB`; decimal units, as disks and data sheets use."""
     for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if abs(value) >= size:
-            return f"{value / size:.3g} {unit}" if value / size < 1000 else f"{value / size:.0f} {unit}"
+        if abs(value) >= size * 0.9995:
+            return f"{value / size:.3g} {unit}" if value / size < 999.5 else f"{value / size:.0f} {unit}"
     return f"{value:.0f} B"
 
 
@@ -27,7 +27,7 @@ def seconds_text(value: float) -> str:
 def count_text(value: float) -> str:
     """`4.5M`, `28.1k`, `312`."""
     for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        if abs(value) >= size:
+        if abs(value) >= size * 0.9995:  # 999.7k is 1M when rounded to three digits
             return f"{value / size:.3g}{unit}"
     return f"{value:g}" if value == int(value) else f"{value:.3g}"
 

@@ -1,0 +1,268 @@
+"""Training curves as small SVG pictures, drawn by matplotlib from a `metrics.jsonl`.
+
+Colours are CSS variables with a fallback, so one picture serves light and dark pages, paper and notebooks; text stays
+text, so that it is sharp and can be searched.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from html import escape
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from modelwright.core.errors import UserError, missing_extra
+from modelwright.core.events import read_events
+from modelwright.core.units import count_text
+from modelwright.report.read import significant
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Points = list[tuple[float, float]]
+
+POINTS = 120
+"""A line has at most so many points; more steps are averaged in groups, and the group's range is shaded."""
+INK = {
+    "#010101": "var(--ink, #20242a)",
+    "#020202": "var(--soft, #59626d)",
+    "#030303": "var(--line, #e2dfd8)",
+    "#040404": "var(--c-train, #3457b8)",
+    "#050505": "var(--c-token, #9a5a00)",
+}
+"""Colours that matplotlib is given, and what the page gets instead."""
+TEXT, SOFT, RULE, FIRST, SECOND = INK
+
+
+class Panel(NamedTuple):
+    """One small chart."""
+
+    title: str
+    unit: str
+    line: Points
+    marks: Points
+    """Validation points, drawn over the line."""
+    said: str
+    """What to read from it, for the heading and for those who do not see the picture: `peak 0.02`."""
+    from_zero: bool
+    log: bool = False
+    level: float | None = None
+    """A reference line."""
+
+
+class Curves(NamedTuple):
+    """What one training stage logged."""
+
+    steps: int
+    panels: list[Panel]
+
+
+def read(folder: Path) -> Curves:
+    """The charts that a stage's events allow; none where it logged no steps."""
+    path = folder / "metrics.jsonl"
+    steps: dict[float, dict[str, Any]] = {}
+    checks: dict[float, dict[str, Any]] = {}
+    for event in read_events(path):  # a resumed run repeats steps: the later line counts
+        kind, step = event.get("event"), event.get("step")
+        if isinstance(step, (int, float)) and kind in ("step", "validation"):
+            (steps if kind == "step" else checks)[float(step)] = event
+    rows = [steps[k] for k in sorted(steps)]
+    valid = _points([checks[k] for k in sorted(checks)], "loss")
+    margin = _first(rows, ("margin", "reward_margin"))
+    panels = [
+        _panel("Loss", "nats per token" if not margin else "", _points(rows, "loss"), "last", valid),
+        _panel("Reward margin", "", margin, "last", level=0.0),
+        _panel("Pairs ranked right", "share", _first(rows, ("accuracy", "reward_accuracy")), "last", level=0.5),
+        _panel("Learning rate", "", _points(rows, "lr"), "peak", from_zero=True),
+        _panel("Gradient norm", "", _points(rows, "grad_norm"), "last", log=True),
+        _panel("Speed", "tokens/s", _speed(rows), "mean", from_zero=True, show=count_text),
+    ]
+    return Curves(int(max(steps, default=0)), [p for p in panels if p is not None])
+
+
+def _points(rows: list[dict[str, Any]], key: str) -> Points:
+    return [
+        (float(r["step"]), float(r[key]))
+        for r in rows
+        if isinstance(r.get(key), (int, float)) and not isinstance(r[key], bool) and math.isfinite(r[key])
+    ]
+
+
+def _first(rows: list[dict[str, Any]], names: tuple[str, ...]) -> Points:
+    return next((points for name in names if (points := _points(rows, name))), [])
+
+
+def _speed(rows: list[dict[str, Any]]) -> Points:
+    """Tokens a second between two events, which tell the tokens and seconds since the start."""
+    both = [(r["step"], r["tokens"], r["seconds"]) for r in rows if _points([r], "tokens") and _points([r], "seconds")]
+    return [
+        (float(step), (tokens - fewer) / (now - then))
+        for (_, fewer, then), (step, tokens, now) in pairwise(both)
+        if now > then and tokens >= fewer
+    ]
+
+
+def _panel(
+    title: str,
+    unit: str,
+    line: Points,
+    says: Literal["last", "peak", "mean"],
+    marks: Points | None = None,
+    *,
+    from_zero: bool = False,
+    log: bool = False,
+    level: float | None = None,
+    show: Callable[[float], str] = significant,
+) -> Panel | None:
+    if not line and not marks:
+        return None
+    values = [v for _, v in line]
+    spread = bool(values) and min(values) > 0 and max(values) > 20 * sorted(values)[len(values) // 2]
+    said = f"held out {show(marks[-1][1])}" if marks else f"{says} {show(_one(values, says))}"
+    return Panel(title, unit, line, marks or [], said, from_zero, log and spread, level)
+
+
+def _one(values: list[float], says: str) -> float:
+    return {"last": values[-1], "peak": max(values), "mean": sum(values) / len(values)}[says]
+
+
+# --- drawing ------------------------------------------------------------------------------------------
+
+_STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "text.parse_math": False,
+    "axes.unicode_minus": False,
+    "font.size": 9.5,
+    "axes.edgecolor": RULE,
+    "axes.labelcolor": SOFT,
+    "xtick.color": SOFT,
+    "ytick.color": SOFT,
+    "text.color": TEXT,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.spines.left": False,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "grid.color": RULE,
+    "grid.linewidth": 0.7,
+    "xtick.labelsize": 9.5,
+    "ytick.labelsize": 9.5,
+    "xtick.major.size": 3,
+    "ytick.major.size": 0,
+    "axes.axisbelow": True,
+    "path.simplify": True,
+}
+
+
+def panel_svg(panel: Panel, steps: int, unique: str) -> str:
+    """One chart for a page; `unique` keeps its ids apart from those of the other charts there."""
+    with _styled(unique):
+        figure = _figure(3.7, 2.15)
+        _draw(figure.add_axes((0.15, 0.125, 0.82, 0.83)), panel, steps)
+        points = f", {len(panel.marks)} validation points" if panel.marks else ""
+        alt = f"{panel.title} over {steps} steps{points}; {panel.said} {panel.unit}".strip()
+        return _svg(figure, alt, unique, page=True)
+
+
+def curves_svg(folder: Path) -> str:
+    """All charts of one training stage in one standalone SVG."""
+    found = read(folder)
+    if not found.panels:
+        raise UserError(
+            f"there are no training steps in {folder / 'metrics.jsonl'}",
+            "only a train stage logs them",
+            "give the folder of a train stage's artifact; `modelwright where STAGE` prints it",
+        )
+    across = min(3, len(found.panels))
+    down = -(-len(found.panels) // across)
+    with _styled("c"):
+        figure = _figure(3.9 * across, 2.7 * down)
+        for k, panel in enumerate(found.panels):
+            axes = figure.add_subplot(down, across, k + 1)
+            _draw(axes, panel, found.steps)
+            axes.set_title(f"{panel.title} ({panel.unit})" if panel.unit else panel.title, loc="left", fontsize=10.5)
+        figure.tight_layout(pad=1.2)
+        return _svg(figure, "Training curves: " + ", ".join(p.title for p in found.panels), "c", page=False)
+
+
+def _styled(unique: str) -> AbstractContextManager[None]:
+    try:
+        from matplotlib import rc_context
+    except ImportError as error:
+        raise missing_extra("matplotlib", "report", "drawing the curves of a training stage") from error
+    return rc_context({**_STYLE, "svg.hashsalt": unique})
+
+
+def _figure(width: float, height: float) -> Figure:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height))
+
+
+def _draw(axes: Axes, panel: Panel, steps: int) -> None:
+    if panel.level is not None:
+        axes.axhline(panel.level, color=SOFT, linewidth=0.9, linestyle=(0, (3, 3)))
+    x, low, mean, high = _grouped(panel.line)
+    if low != high:
+        axes.fill_between(x, low, high, color=FIRST, alpha=0.18, linewidth=0)
+    axes.plot(x, mean, color=FIRST, linewidth=1.7, solid_capstyle="round", solid_joinstyle="round")
+    if panel.marks:
+        axes.plot(
+            [s for s, _ in panel.marks],
+            [v for _, v in panel.marks],
+            color=SECOND,
+            linewidth=0,
+            marker="o",
+            markersize=4.5,
+            clip_on=False,
+            zorder=3,
+        )
+    if panel.log:
+        axes.set_yscale("log")
+    elif panel.from_zero:
+        axes.set_ylim(0, 1.08 * max([v for _, v in panel.line] or [1.0]) or 1.0)
+    axes.set_xlim(0, max(steps, 1))
+    axes.locator_params(axis="x", nbins=5, integer=True)
+    axes.xaxis.set_major_formatter(lambda value, _: count_text(value))
+    if not panel.log:
+        axes.locator_params(axis="y", nbins=4)
+        axes.yaxis.set_major_formatter(lambda value, _: count_text(value) if abs(value) >= 1000 else significant(round(value, 9)))
+
+
+def _grouped(points: Points) -> tuple[list[float], list[float], list[float], list[float]]:
+    """Step, lowest, mean and highest of each group of neighbouring points."""
+    group = max(1, math.ceil(len(points) / POINTS))
+    parts = [points[k : k + group] for k in range(0, len(points), group)]
+    values = [[v for _, v in part] for part in parts]
+    return (
+        [part[-1][0] for part in parts],
+        [min(v) for v in values],
+        [sum(v) / len(v) for v in values],
+        [max(v) for v in values],
+    )
+
+
+def _svg(figure: Figure, alt: str, unique: str, page: bool) -> str:
+    """The figure as SVG: no prolog, no metadata, ids of its own, page colours, the page's typeface."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    box = re.search(r'viewBox="[^"]*"', svg)
+    assert box is not None
+    svg = svg[svg.index(">") + 1 :]
+    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.S)
+    svg = re.sub(r'<g id="[^"]*">', "<g>", svg)
+    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{unique}-", svg)
+    svg = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font: \1px var(--sans, system-ui, sans-serif)", svg)
+    svg = re.sub(r"\s*\n\s*", "\n", svg)
+    for given, wanted in INK.items():
+        svg = svg.replace(given, wanted)
+    head = "<svg" if page else '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+    return f'{head} {box[0]} class="curve" stroke-linejoin="round" role="img" aria-label="{escape(alt)}">{svg}'

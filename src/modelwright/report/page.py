@@ -1,0 +1,270 @@
+"""The page: sections from the run's manifests, laid out by the Jinja templates beside this file.
+
+Jinja escapes every value; the only markup that it is handed whole is our own style sheet, the lineage (built with
+escaping in lineage.py) and matplotlib's drawings, whose text is numbers.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from modelwright.report import RunView, StageView
+from modelwright.report.card import card, objective
+from modelwright.report.cost import costs, disk
+from modelwright.report.curves import panel_svg, read
+from modelwright.report.evaluations import forests, metrics
+from modelwright.report.ledger import ledgers
+from modelwright.report.lineage import picture
+from modelwright.report.read import (
+    count,
+    exact,
+    flat,
+    items,
+    number,
+    of_kind,
+    percent,
+    rows,
+    scalar,
+    seconds,
+    significant,
+    size,
+    stats,
+    table,
+    text,
+)
+from modelwright.report.samples import side_by_side
+from modelwright.report.summary import tiles, unfinished, verdict
+
+
+class Chart(NamedTuple):
+    title: str
+    unit: str
+    said: str
+    svg: Markup
+
+
+class Training(NamedTuple):
+    """One train stage: its curves, what it counted and a few answers of the model it left."""
+
+    stage: str
+    objective: str
+    charts: list[Chart]
+    facts: list[tuple[str, str]]
+    samples: list[tuple[str, str]]
+
+
+class Vocabulary(NamedTuple):
+    stage: str
+    facts: list[tuple[str, str]]
+    preview: list[str]
+
+
+class Export(NamedTuple):
+    stage: str
+    facts: list[tuple[str, str]]
+    proof: list[tuple[str, str]]
+    parity: str
+    """What the token comparison shows, in words."""
+
+
+class Place(NamedTuple):
+    """One environment and the stages that were made in it."""
+
+    stages: list[str]
+    facts: list[tuple[str, str]]
+
+
+@lru_cache(maxsize=1)
+def _environment() -> Environment:
+    return Environment(
+        loader=PackageLoader("modelwright.report", "templates"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+
+
+def page(run: RunView) -> str:
+    """The whole report."""
+    environment = _environment()
+    loader = environment.loader
+    assert loader is not None
+    style, _, _ = loader.get_source(environment, "style.css")
+    return environment.get_template("page.html").render(
+        run=run,
+        style=Markup(style),
+        verdict=verdict(run),
+        tiles=tiles(run),
+        unfinished=unfinished(run),
+        took=seconds(run.seconds),
+        lineage=picture(run),
+        lineage_narrow=picture(run, narrow=True),
+        hues=_hues(run),
+        costs=costs(run),
+        disk=disk(run),
+        trainings=_trainings(run),
+        metrics=metrics(run),
+        forests=forests(run),
+        samples=side_by_side(run),
+        ledgers=ledgers(run),
+        vocabularies=_vocabularies(run),
+        card=card(run),
+        exports=_exports(run),
+        places=_places(run),
+    )
+
+
+def _hues(run: RunView) -> list[tuple[str, str]]:
+    from modelwright.report.lineage import colour
+
+    return list(dict.fromkeys((colour(s.kind), s.kind) for s in run.stages))
+
+
+def _facts(pairs: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    return [(label, value) for label, value in pairs if value and value != "–"]
+
+
+# --- training -----------------------------------------------------------------------------------------
+
+
+def _trainings(run: RunView) -> list[Training]:
+    found = []
+    for index, stage in enumerate(run.stages):
+        if stage.kind == "train":
+            training = _training(stage, index)
+            if training.charts or training.facts:
+                found.append(training)
+    return found
+
+
+def _training(stage: StageView, index: int) -> Training:
+    tree = stats(stage)
+    curves = read(stage.folder)
+    charts = [
+        Chart(p.title, p.unit, p.said, Markup(panel_svg(p, curves.steps, f"t{index}p{k}"))) for k, p in enumerate(curves.panels)
+    ]
+    params, trainable = number(tree, "params"), number(tree, "trainable")
+    part = f" of {count(params)}" if params and trainable != params else ""
+    dropped = table(tree, "rows", "dropped")
+    facts = _facts(
+        [
+            ("weights trained", count(trainable) + part if trainable is not None else ""),
+            ("steps", exact(number(tree, "steps"))),
+            ("tokens seen", count(number(tree, "tokens"))),
+            ("tokens in the loss", count(number(tree, "target_tokens"))),
+            ("tokens from", _shares(tree)),
+            ("rows used", _of(number(tree, "rows", "used"), number(tree, "rows", "read"))),
+            ("rows dropped", ", ".join(f"{exact(number(dropped, reason))} ({reason})" for reason in dropped)),
+            ("tokens cut off", exact(number(tree, "truncated_tokens"))),
+            ("tokens masked", count(number(tree, "masked_tokens"))),
+            ("loss", _change(number(tree, "loss_first"), number(tree, "loss_last"))),
+            ("speed", f"{exact(number(tree, 'tokens_per_s'))} tokens/s" if number(tree, "tokens_per_s") and not charts else ""),
+        ]
+    )
+    samples = [(text(s, "prompt"), text(s, "answer")) for s in rows(tree, "samples")[:4]]
+    return Training(stage.name, objective(stage), charts, facts, samples)
+
+
+def _shares(tree: dict[str, Any]) -> str:
+    """`corpus 62 %, questions:train 38 %`."""
+    tokens = {text(s, "ref"): number(s, "tokens") or 0.0 for s in rows(tree, "sources")}
+    whole = sum(tokens.values())
+    return ", ".join(f"{ref} {percent(n / whole, 0)}" for ref, n in tokens.items()) if whole and len(tokens) > 1 else ""
+
+
+def _of(part: float | None, whole: float | None) -> str:
+    return exact(part) + (f" of {exact(whole)}" if whole is not None else "") if part is not None else ""
+
+
+def _change(first: float | None, last: float | None) -> str:
+    return f"{significant(first)} → {significant(last)}" if first is not None and last is not None else ""
+
+
+# --- tokenizer ----------------------------------------------------------------------------------------
+
+SPACE, NEWLINE = "\u0120", "\u010a"
+"""How byte-level vocabularies write a space and a line feed (GPT-2's byte table)."""
+PREVIEW_TOKENS = 400
+
+
+def _vocabularies(run: RunView) -> list[Vocabulary]:
+    return [_vocabulary(s) for s in of_kind(run, "tokenizer") if stats(s)]
+
+
+def _vocabulary(stage: StageView) -> Vocabulary:
+    tree, other = stats(stage), table(stats(stage), "reference")
+    name = text(other, "name") or "reference"
+
+    def against(key: str, unit: str) -> str:
+        value, reference = number(tree, key), number(other, key)
+        if value is None:
+            return ""
+        return f"{value:.2f} {unit}" + (f" ({name}: {reference:.2f})" if reference is not None else "")
+
+    facts = _facts(
+        [
+            ("vocabulary", f"{exact(number(tree, 'vocab_size'))} tokens" if number(tree, "vocab_size") else ""),
+            ("bytes per token", against("bytes_per_token", "bytes")),
+            ("tokens per word", against("tokens_per_word", "tokens")),
+        ]
+    )
+    preview = [scalar(token).replace(SPACE, " ").replace(NEWLINE, "\n") for token in items(tree, "preview")[:PREVIEW_TOKENS]]
+    return Vocabulary(stage.name, facts, preview)
+
+
+# --- export and environment ---------------------------------------------------------------------------
+
+
+def _exports(run: RunView) -> list[Export]:
+    return [_export(s) for s in of_kind(run, "export") if stats(s)]
+
+
+def _export(stage: StageView) -> Export:
+    tree, proof = stats(stage), table(stats(stage), "proof")
+    equal, tokens = number(proof, "tokens_equal"), number(proof, "tokens")
+    if proof.get("tokens_equal") is True or (equal is not None and tokens and equal == tokens):
+        parity = "Both tokenise the test texts alike."
+    elif equal is not None and tokens:
+        parity = f"{exact(tokens - equal)} of {exact(tokens)} tokens differ between the two."
+    elif proof.get("tokens_equal") is False:
+        parity = "The two do not tokenise alike."
+    else:
+        parity = ""
+    before, after = number(proof, "perplexity_before"), number(proof, "perplexity_after")
+    named = {
+        "texts": exact(number(proof, "texts")),
+        "tokens": exact(tokens),
+        "tokens alike": exact(equal)
+        if equal is not None
+        else scalar(proof.get("tokens_equal"))
+        if "tokens_equal" in proof
+        else "",
+        "perplexity of the trained model": f"{before:.3f}" if before is not None else "",
+        "perplexity of the export": f"{after:.3f}" if after is not None else "",
+        "change": f"{100 * (after / before - 1):+.2f} %" if before and after is not None else "",
+    }
+    known = {"texts", "tokens", "tokens_equal", "perplexity_before", "perplexity_after"}
+    rest = [(key.replace("_", " "), value) for key, value in flat({k: v for k, v in proof.items() if k not in known}).items()]
+    facts = _facts([("format", text(tree, "format")), ("size", size(number(tree, "bytes")))])
+    return Export(stage.name, facts, _facts([*named.items(), *rest]), parity)
+
+
+def _places(run: RunView) -> list[Place]:
+    """Stages grouped by where they were made; a cached stage may come from elsewhere."""
+    found: dict[tuple[tuple[str, str], ...], list[str]] = {}
+    for stage in run.stages:
+        made = {k: v for k, v in table(stage.manifest, "made_by").items() if k not in ("time", "libraries")}
+        libraries = table(stage.manifest, "made_by", "libraries")
+        facts = [(k, scalar(v)) for k, v in made.items()]
+        if libraries:
+            facts.append(
+                ("libraries", ", ".join(f"{k} {scalar(v)}" for k, v in sorted(libraries.items(), key=lambda p: str(p[0]))))
+            )
+        if facts:
+            found.setdefault(tuple(facts), []).append(stage.name)
+    return [Place(names, list(facts)) for facts, names in found.items()]
