@@ -286,15 +286,25 @@ def _ledger_errors(tree: Tree, stages: dict[str, Stage]) -> list[UserError]:
         ]
         for path, spec in specs:
             for field, reason in spec.unused(stage).items():
-                assert field in type(spec).model_fields, f"{type(spec).__name__}.unused names {field!r}, which it does not have"
-                if field in spec.model_fields_set:
-                    loc: Loc = ("stages", name, *(int(p) if p.isdigit() else p for p in path), field)
+                owner, key = _owner(spec, field.split("."))
+                if key in owner.model_fields_set:
+                    inner = (*path, *field.split("."))
+                    loc: Loc = ("stages", name, *(int(p) if p.isdigit() else p for p in inner))
                     errors.append(
                         UserError(
-                            f"{field!r} would be ignored",
+                            f"{key!r} would be ignored",
                             reason,
-                            f"remove {field!r}, or change what makes it unused",
+                            f"remove {key!r}, or change what makes it unused",
                             tree.where(loc),
                         )
                     )
     return errors
+
+
+def _owner(spec: Spec, path: Sequence[str]) -> tuple[Spec, str]:
+    """The spec that has the field at the end of a dotted path (`data.0.weight`), and the field's name."""
+    value: Any = spec
+    for key in path[:-1]:
+        value = value[int(key)] if key.isdigit() else getattr(value, key)
+    assert isinstance(value, Spec) and path[-1] in type(value).model_fields, f"{type(spec).__name__}.unused names {'.'.join(path)!r}"
+    return value, path[-1]

@@ -51,6 +51,7 @@ class Spec(BaseModel):
     def unused(self, context: Spec) -> dict[str, str]:
         """Fields that the chosen combination ignores, each with its reason; `context` is the enclosing stage.
 
+        A field of a spec inside this one is a dotted path: `data.0.weight`.
         A field named here that the user set is refused before anything starts (the consumption ledger).
         """
         return {}

@@ -47,7 +47,17 @@ class Mix(Spec):
     def unused(self, context: Spec) -> dict[str, str]:
         if self.weight is not None and self.epochs is not None:
             return {"weight": "`epochs` already fixes how much of this source is used"}
+        if self.weight is not None and not any(mix.epochs is None for mix in self._others(context)):
+            return {"weight": "no other source shares with this one, and a weight is relative to the others'"}
         return {}
+
+    def _others(self, context: Spec) -> list[Mix]:
+        """The sources beside this one."""
+        for name in type(context).model_fields:
+            found = getattr(context, name)
+            if isinstance(found, tuple) and any(mix is self for mix in found):
+                return [mix for mix in found if mix is not self]
+        return []
 
 
 def _as_mix(value: Any) -> Any:

@@ -1,0 +1,61 @@
+"""Text: plain text files as documents.
+
+Source: none to cite, files as they are; UTF-8 as in RFC 3629, an empty line between paragraphs as in CommonMark 0.31 section 4.8
+(https://spec.commonmark.org/0.31.2/#paragraphs).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field
+
+from modelwright.core.events import Log
+from modelwright.core.record import Record
+from modelwright.core.stage import Accepts, Input
+from modelwright.methods.sources import OnBad, Source, files_only
+from modelwright.methods.sources._files import TEXT, find, read_text
+
+_BLANK = re.compile(r"\n[ \t]*\n\s*")
+
+
+class Text(Source):
+    """`.txt`, `.md` and `.rst` files."""
+
+    kind: Literal["text"] = "text"
+    path: Annotated[str, Accepts(("records",)), AfterValidator(files_only)] = Field(examples=["./notes/"])
+    """A file or folder (with a slash; it starts at the recipe's folder), or `hf:org/name@revision`."""
+    match: str = Field("**/*", examples=["**/*.md"])
+    """Glob of the files in a folder; the default takes every text file at any depth."""
+    per: Literal["file", "paragraph", "line"] = Field("file", examples=["paragraph"])
+    """What one document is; smaller pieces make more and shorter rows. Default: a file, the unit its author chose."""
+    on_bad: OnBad = Field("error", examples=["drop"])
+    """A file that is not UTF-8 text: stop and name it, or leave it out and count it. Default: stop, to lose nothing unseen."""
+
+    def digest(self) -> str | None:
+        return None  # the reference pins it
+
+    def size_bytes(self) -> float:
+        return 0.0  # the reference's facts tell it
+
+    def read(self, log: Log) -> Iterator[Record]:
+        return self.rows({}, log)
+
+    def rows(self, inputs: Mapping[str, Input], log: Log) -> Iterator[Record]:
+        path = inputs[self.path].path if self.path in inputs else Path(self.path)
+        for file in find(path, self.match, TEXT):
+            name = file.relative_to(path).as_posix() if path.is_dir() else file.name
+            for record in read_text(file, name, log, self.on_bad):
+                yield from self._pieces(record)
+
+    def _pieces(self, record: Record) -> Iterator[Record]:
+        if self.per == "file":
+            yield record
+            return
+        pieces = _BLANK.split(record.text) if self.per == "paragraph" else record.text.splitlines()
+        for number, piece in enumerate(pieces, 1):
+            if piece.strip():
+                yield Record(f"{record.id}:{number}", text=piece.strip("\n"), meta=record.meta)

@@ -1,0 +1,56 @@
+"""Sample: keeps a random part of the rows, the same ones whatever their order.
+
+Source: bottom-k sampling by hashed identifiers, Cohen and Kaplan 2007, "Summarizing data using bottom-k sketches",
+doi:10.1145/1281100.1281133.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from modelwright.core.record import Record
+from modelwright.core.spec import Spec
+from modelwright.core.stage import Run
+from modelwright.methods.steps import Drop, Step
+
+
+class Sample(Step):
+    """A share of the rows, or a number of them."""
+
+    random: ClassVar[bool] = True
+    judges: ClassVar[bool] = False
+    bytes_per_s: ClassVar[float] = 1e9
+    holds: ClassVar[bool] = True
+
+    kind: Literal["sample"] = "sample"
+    share: float = Field(0.1, gt=0, le=1, examples=[0.5])
+    """Part of the rows that stays (0 to 1), to within chance. Default: a tenth, enough for a trial run."""
+    rows: int | None = Field(None, ge=1, examples=[3])
+    """Rows that stay, exactly (or all, where there are fewer). Default: by `share`."""
+
+    def unused(self, context: Spec) -> dict[str, str]:
+        return {"share": "`rows` already says how many stay"} if self.rows is not None else {}
+
+    def keeps(self) -> float:
+        return self.share if self.rows is None else 1.0
+
+    def apply(self, rows: Iterator[Record], run: Run) -> Iterator[Record | Drop]:
+        if self.rows is None:
+            for record in rows:
+                yield record if draw(run.seed, record.id) < self.share else Drop(record, "sample: not drawn")
+            return
+        held = list(rows)
+        drawn = sorted(range(len(held)), key=lambda i: (draw(run.seed, held[i].id), i))[: self.rows]
+        chosen = set(drawn)
+        for index, record in enumerate(held):
+            yield record if index in chosen else Drop(record, "sample: not drawn")
+
+
+def draw(seed: int, name: str) -> float:
+    """A number from 0 up to 1 that depends on the seed and the row's name alone."""
+    digest = hashlib.blake2b(f"{seed}\x00{name}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "big") / 2**64

@@ -1,0 +1,115 @@
+"""Contract of the data families: every kind, found by its file."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from modelwright.core.events import Log
+from modelwright.core.record import Record, write_records
+from modelwright.core.spec import Kinds, Spec
+from modelwright.core.stage import Input, Run
+from modelwright.methods.formats import FORMATS
+from modelwright.methods.sources import SOURCES
+from modelwright.methods.steps import STEPS, Cut, Drop
+from modelwright.methods.templates import TEMPLATES
+from modelwright.methods.tokenizers import TOKENIZERS
+
+FAMILIES = {"sources": SOURCES, "steps": STEPS, "formats": FORMATS, "templates": TEMPLATES, "tokenizers": TOKENIZERS}
+KINDS = [(family, kind) for family, kinds in FAMILIES.items() for kind in kinds.names()]
+
+
+def default(kinds: Kinds, kind: str) -> Spec:
+    """The kind with its defaults; what has none takes its first example."""
+    cls = kinds.load(kind)
+    needed = {name: info.examples[0] for name, info in cls.model_fields.items() if info.is_required() and info.examples}
+    return cls.model_validate({"kind": kind, **needed})
+
+
+@pytest.mark.parametrize(("family", "kind"), KINDS)
+def test_builds_round_trips_and_is_documented(family: str, kind: str) -> None:
+    kinds = FAMILIES[family]
+    spec = default(kinds, kind)
+    assert type(spec).model_validate(spec.model_dump(mode="json")) == spec
+    assert type(spec).model_validate_json(spec.model_dump_json()) == spec
+    doc = sys.modules[type(spec).__module__].__doc__ or ""
+    assert re.search(r"Source", doc) and re.search(
+        r"arXiv:|https?://|doi:|RFC|PEP|none to cite|this folder|_\w+\.py|\d{4},", doc
+    ), doc
+    for name, info in type(spec).model_fields.items():
+        assert name == "kind" or (info.description and len(info.description) > 20), f"{kind}.{name} has no docstring"
+
+
+def test_no_kind_loads_torch_or_its_friends() -> None:
+    code = "\n".join(
+        ["import sys"]
+        + [
+            f"from {kinds.package} import {name.upper()}\nfor k in {name.upper()}.names(): {name.upper()}.load(k)"
+            for name, kinds in FAMILIES.items()
+        ]
+        + ["import modelwright.stages.curate, modelwright.stages.tokenizer"]
+        + [
+            "bad = {'torch', 'transformers', 'numpy', 'tokenizers', 'pyarrow', 'huggingface_hub'} & set(sys.modules)",
+            "assert not bad, bad",
+        ]
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# --- every field of every step changes what comes out -------------------------------------------------------
+
+
+def _documents() -> list[Record]:
+    from .test_data_steps import CODE, PROSE, prose, vary
+
+    rows = [
+        Record(f"prose{i}", text=text, meta={"licence": ("MIT", "GPL-3.0", "")[i % 3], "license": "MIT"})
+        for i, text in enumerate(PROSE)
+    ]
+    rows += [Record(f"code{i}.py", text=text, meta={"licence": "PSF-2.0", "license": "none"}) for i, text in enumerate(CODE)]
+    for seed in range(40):  # pairs close to minhash's threshold
+        text = prose(seed + 1000, 150)
+        rows += [Record(f"first{seed}", text=text), Record(f"second{seed}", text=vary(text, 3, seed))]
+    rows.append(Record("spaced", text=PROSE[0].replace(" ", "  "), meta={"licence": "MIT"}))
+    rows.append(Record("made", text="x", meta={"source": CODE[0], "licence": "MIT"}))
+    rows.append(Record("made2", text="y", meta={"origin": CODE[0], "licence": "MIT"}))
+    return rows
+
+
+def _outcome(spec: Spec, run: Run) -> list[tuple[str, str]]:
+    results = spec.apply(iter(_documents()), run)  # type: ignore[attr-defined]
+    return [(r.record.id, f"{r.reason} {r.detail}") if isinstance(r, (Drop, Cut)) else (r.id, r.text) for r in results]
+
+
+STEP_FIELDS = [
+    (kind, name)
+    for kind in STEPS.names()
+    for name, info in STEPS.load(kind).model_fields.items()
+    if name != "kind" and not info.is_required()
+]
+
+
+@pytest.mark.parametrize(("kind", "field"), STEP_FIELDS)
+def test_every_field_of_a_step_does_something(kind: str, field: str, tmp_path: Path) -> None:
+    from .test_data_steps import CODE
+
+    write_records(tmp_path / "held.jsonl", [Record("h", text="z", meta={"source": CODE[0], "origin": "z"})])
+    run = Run(tmp_path, {"./test.jsonl": Input("./test.jsonl", "path", tmp_path / "held.jsonl")}, 0, Log(None))
+    before = default(STEPS, kind)
+    info = type(before).model_fields[field]
+    assert info.examples, f"{kind}.{field} needs an example of another value"
+    after = type(before).model_validate({**before.model_dump(mode="json"), field: info.examples[0]})
+    assert _outcome(before, run) != _outcome(after, run)
+    assert before.identity() != after.identity()
+
+
+def test_a_step_accounts_for_every_row(tmp_path: Path) -> None:
+    write_records(tmp_path / "held.jsonl", [Record("h", text="nothing alike")])
+    run = Run(tmp_path, {"./test.jsonl": Input("./test.jsonl", "path", tmp_path / "held.jsonl")}, 0, Log(None))
+    ids = [record.id for record in _documents()]
+    for kind in STEPS.names():
+        assert [name for name, _ in _outcome(default(STEPS, kind), run)] == ids, kind

@@ -1,0 +1,234 @@
+"""Sources: good files of every kind, and bad input of every format with its place."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from modelwright.core.errors import UserError
+from modelwright.core.events import Log
+from modelwright.core.record import Record, write_records
+from modelwright.core.stage import Input
+from modelwright.methods.sources import SOURCES, Source, digest_files, open_records
+
+ROW = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "é"}]}
+LINE = json.dumps(ROW, ensure_ascii=False)
+
+
+class Events(Log):
+    """Remembers events."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, dict[str, Any]]] = []
+        super().__init__(None, lambda name, fields: self.seen.append((name, fields)))
+
+    def of(self, name: str) -> list[dict[str, Any]]:
+        return [fields for event, fields in self.seen if event == name]
+
+
+def make(kind: str, **fields: Any) -> Source:
+    spec = SOURCES.load(kind).model_validate({"kind": kind, **fields})
+    assert isinstance(spec, Source)
+    return spec
+
+
+def rows(path: Path, log: Log | None = None, **fields: Any) -> list[Record]:
+    return list(make("jsonl", path="./x", **fields).rows({"./x": Input("./x", "path", path)}, log or Log(None)))
+
+
+def test_json_lines_json_csv_and_gzip_hold_the_same(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(LINE + "\n\n" + LINE)
+    (tmp_path / "b.json").write_text("\ufeff" + json.dumps([ROW, ROW]))
+    (tmp_path / "c.json").write_text(LINE + "\n" + LINE + "\n")
+    (tmp_path / "d.json").write_text(json.dumps({"version": 1, "data": [ROW, ROW]}))
+    with gzip.open(tmp_path / "e.jsonl.gz", "wt", encoding="utf-8") as file:
+        file.write(LINE + "\n" + LINE)
+    for name in ("a.jsonl", "b.json", "c.json", "d.json", "e.jsonl.gz"):
+        log = Events()
+        found = rows(tmp_path / name, log)
+        assert [r.messages for r in found] == [ROW["messages"]] * 2, name
+        assert "read as `messages`, because" in log.of("note")[0]["text"]
+    assert [r.id for r in rows(tmp_path / "a.jsonl")] == ["a.jsonl:1", "a.jsonl:3"]
+    assert len(rows(tmp_path)) == 10 and len(rows(tmp_path, match="*.jsonl")) == 2
+    (tmp_path / "f.csv").write_text('question;answer\n"a ""b""\nc";d;e\n1;2\n', encoding="utf-8-sig")
+    log = Events()
+    assert [r.messages[0]["content"] for r in rows(tmp_path / "f.csv", log, on_bad="drop")] == ["1"]
+    assert log.of("unreadable") == [{"file": "f.csv", "line": 2, "why": "bad CSV: 3 cells, but the header has 2"}]
+    (tmp_path / "g.tsv").write_text("prompt\tcompletion\nx,y\tz\n")
+    assert rows(tmp_path / "g.tsv")[0].messages[0]["content"] == "x,y"
+
+
+BAD: list[tuple[str, bytes, str, str]] = [
+    ("torn.jsonl", f"{LINE}\n{LINE[:20]}".encode(), "torn.jsonl line 2", "torn last line"),
+    ("bad.jsonl", f"{LINE}\n{{'a': 1}}\n{LINE}\n".encode(), "bad.jsonl line 2", "bad JSON"),
+    ("list.jsonl", f"{LINE}\n[1]\n".encode(), "list.jsonl line 2", "not an object"),
+    ("latin.jsonl", f"{LINE}\n".encode() + LINE.encode("latin-1") + b"\n", "latin.jsonl line 2", "wrong encoding"),
+    ("nul.jsonl", f"{LINE}\n".encode() + b"\0" * 40 + b"\n" + LINE.encode(), "nul.jsonl line 2", "NUL byte"),
+    (
+        "half.jsonl",
+        f'{LINE}\n{{"messages": [{{"role": "user", "content": "\\ud83d"}}]}}\n'.encode(),
+        "half.jsonl line 2",
+        "broken character",
+    ),
+    (
+        "format.jsonl",
+        f'{LINE}\n{{"messages": [{{"role": "user", "content": ""}}]}}\n'.encode(),
+        "format.jsonl line 2",
+        "not the format",
+    ),
+    ("deep.jsonl", f"{LINE}\n".encode() + b"[" * 100_000 + b"\n", "deep.jsonl line 2", "bad JSON"),
+    ("cut.json", json.dumps([ROW, ROW])[:-9].encode(), "cut.json line 1", "bad JSON"),
+    ("item.json", json.dumps([ROW, 3]).encode(), "item.json line 2", "not an object"),
+    ("utf16.json", json.dumps([ROW]).encode("utf-16"), "utf16.json line 1", "wrong encoding"),
+    ("cells.csv", b"prompt,completion\na,b\nc\n", "cells.csv line 3", "bad CSV"),
+    ("quote.csv", b'prompt,completion\na,b\n"c,d\n', "quote.csv line 3", "bad CSV"),
+    ("latin.csv", "prompt,completion\na,b\nc,é\n".encode("latin-1"), "latin.csv line 3", "wrong encoding"),
+    ("nul.csv", b"prompt,completion\na,b\nc,\0\n", "nul.csv line 3", "NUL byte"),
+]
+
+
+@pytest.mark.parametrize(("name", "data", "place", "what"), BAD)
+def test_bad_rows_are_told_with_their_place_or_counted(tmp_path: Path, name: str, data: bytes, place: str, what: str) -> None:
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(UserError) as error:
+        rows(tmp_path / name)
+    assert error.value.where == place and error.value.what == what and "on_bad: drop" in error.value.fix
+    log = Events()
+    kept = rows(tmp_path / name, log, on_bad="drop")
+    assert len(log.of("unreadable")) == 1 and log.of("unreadable")[0]["why"].startswith(what)
+    assert len(kept) == {"bad.jsonl": 2, "nul.jsonl": 2, "cut.json": 0, "utf16.json": 0}.get(name, 1)
+
+
+def test_files_that_cannot_be_opened(tmp_path: Path) -> None:
+    (tmp_path / "cut.jsonl.gz").write_bytes(gzip.compress(LINE.encode() * 50)[:-20])
+    with pytest.raises(UserError, match=r"cut\.jsonl\.gz cannot be read"):
+        rows(tmp_path / "cut.jsonl.gz")
+    (tmp_path / "x.parquet").write_bytes(b"no parquet")
+    with pytest.raises(UserError, match=r"x\.parquet cannot be read"):
+        rows(tmp_path / "x.parquet")
+    (tmp_path / "x.exe").write_bytes(b"MZ")
+    with pytest.raises(UserError, match="no reader for this kind of file"):
+        rows(tmp_path / "x.exe")
+    with pytest.raises(UserError, match="holds no file to read"):
+        rows(tmp_path, match="*.none")
+    if os.geteuid():
+        (tmp_path / "p.jsonl").write_text(LINE)
+        (tmp_path / "p.jsonl").chmod(0)
+        with pytest.raises(UserError, match="cannot be read"):
+            rows(tmp_path / "p.jsonl")
+
+
+def test_text(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "a.txt").write_text("one\ntwo\n\n  \nthree\n")
+    (tmp_path / "sub" / "b.md").write_bytes(b"\xef\xbb\xbf# four")
+    (tmp_path / ".hidden.txt").write_text("no")
+    (tmp_path / "c.bin").write_bytes(b"\0")
+
+    def read(log: Log | None = None, **fields: Any) -> list[tuple[str, str]]:
+        source = make("text", path="./t", **fields)
+        return [(r.id, r.text) for r in source.rows({"./t": Input("./t", "path", tmp_path)}, log or Log(None))]
+
+    assert read() == [("a.txt", "one\ntwo\n\n  \nthree\n"), ("sub/b.md", "# four")]
+    assert read(match="*.txt", per="paragraph") == [("a.txt:1", "one\ntwo"), ("a.txt:2", "three")]
+    assert read(match="*.txt", per="line") == [("a.txt:1", "one"), ("a.txt:2", "two"), ("a.txt:5", "three")]
+    (tmp_path / "z.txt").write_bytes("é".encode("latin-1"))
+    (tmp_path / "zz.txt").write_text("  \n")
+    with pytest.raises(UserError, match=r"z\.txt: wrong encoding"):
+        read()
+    log = Events()
+    assert len(read(log, on_bad="drop")) == 2 and len(log.of("unreadable")) == 2
+    assert next(make("text", path=str(tmp_path / "a.txt")).read(Log(None))).id == "a.txt"
+
+
+def parquet(path: Path, rows: list[dict[str, Any]]) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pyarrow.Table.from_pylist(rows), path)
+
+
+def test_hub_reads_a_local_dataset_by_split(tmp_path: Path) -> None:
+    parquet(tmp_path / "data" / "train-00000-of-00002.parquet", [ROW, ROW])
+    parquet(tmp_path / "data" / "train-00001-of-00002.parquet", [ROW])
+    parquet(tmp_path / "data" / "test-00000-of-00001.parquet", [ROW])
+    (tmp_path / "dataset_infos.json").write_text("{}")
+    (tmp_path / "README.md").write_text("card")
+
+    def read(**fields: Any) -> list[Record]:
+        return list(make("hub", dataset="./d", **fields).rows({"./d": Input("./d", "path", tmp_path)}, Log(None)))
+
+    found = read()
+    assert [r.id for r in found] == [f"data/train-0000{i}-of-00002.parquet:{n}" for i, n in ((0, 1), (0, 2), (1, 1))]
+    assert found[0].messages == ROW["messages"]
+    assert len(read(split="test")) == 1 and len(read(match="data/train-00001*")) == 1
+    with pytest.raises(UserError, match="has no split 'validation'") as error:
+        read(split="validation")
+    assert "test, train" in error.value.fix
+    assert len(list(make("hub", dataset=str(tmp_path) + "/").read(Log(None)))) == 3
+
+
+def test_hub_downloads_at_a_pinned_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    (tmp_path / "x.jsonl").write_text(LINE + "\n")
+    asked: dict[str, Any] = {}
+
+    def snapshot(name: str, **options: Any) -> str:
+        asked.update(options, name=name)
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    commit = "0" * 40
+    found = list(make("hub", dataset=f"hf:org/data@{commit}").read(Log(None)))
+    assert len(found) == 1 and asked["name"] == "org/data" and asked["revision"] == commit and asked["repo_type"] == "dataset"
+    assert not any(".py" in pattern for pattern in asked["allow_patterns"])
+
+
+def test_missing_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(UserError, match=r"needs the package 'huggingface_hub'") as error:
+        list(make("hub", dataset=f"hf:org/data@{'0' * 40}").read(Log(None)))
+    assert "modelwright[hub]" in error.value.fix
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    (tmp_path / "x.parquet").write_bytes(b"")
+    with pytest.raises(UserError, match=r"needs the package 'pyarrow'"):
+        rows(tmp_path / "x.parquet")
+
+
+def test_open_records(tmp_path: Path) -> None:
+    write_records(tmp_path / "all.jsonl", [Record("a", text="t")])
+    write_records(tmp_path / "test.jsonl", [Record("b", messages=ROW["messages"])])
+    assert [r.id for r in open_records(Input("c", "records", tmp_path), Log(None))] == ["a"]
+    assert [r.id for r in open_records(Input("c:test", "records", tmp_path, "test"), Log(None))] == ["b"]
+    assert [r.id for r in open_records(Input("./x", "path", tmp_path), Log(None))] == ["all.jsonl:1", "test.jsonl:1"]
+    assert [r.id for r in make("jsonl", path="c").rows({"c": Input("c", "records", tmp_path)}, Log(None))] == ["a"]
+    (tmp_path / "none.jsonl").write_text("\n")
+    with pytest.raises(UserError, match="holds no rows"):
+        list(open_records(Input("./none.jsonl", "path", tmp_path / "none.jsonl"), Log(None)))
+    with pytest.raises(UserError, match="is a model, not rows"):
+        list(open_records(Input("m", "model", tmp_path), Log(None)))
+
+
+def test_stages_are_read_by_jsonl_alone() -> None:
+    for kind, field in (("text", "path"), ("hub", "dataset")):
+        with pytest.raises(ValueError, match="'pairs' is a stage"):
+            make(kind, **{field: "pairs"})
+    source = make("jsonl", path="pairs:train")
+    assert set(source.unused(source)) == {"match", "format", "on_bad"} and not make("jsonl", path="./x").unused(source)
+
+
+def test_digest_of_files(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("1")
+    (tmp_path / "b").write_text("2")
+    both = digest_files([tmp_path / "b", tmp_path / "a"])
+    assert both == digest_files([tmp_path / "a", tmp_path / "b"]) and len(both) == 64
+    (tmp_path / "b").write_text("3")
+    assert digest_files([tmp_path / "a", tmp_path / "b"]) != both
