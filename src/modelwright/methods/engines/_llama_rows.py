@@ -1,0 +1,180 @@
+"""Batched decoding over a llama.cpp context: each request is one sequence of the context's memory.
+
+Source: llama.h (`llama_decode` takes tokens of several sequences at once); scheduling as in Yu et al. 2022, "Orca", OSDI.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from modelwright.core.errors import UserError
+from modelwright.methods.engines import _llama_c as c
+from modelwright.methods.engines._draw import Dial, choose, logps
+
+_LOGIT_BYTES = 64 << 20
+"""llama.cpp keeps the logits of every position asked for; scoring asks for no more than this at a time."""
+
+
+class Step(NamedTuple):
+    key: int
+    token: int
+    logprob: float
+    finish: str | None
+
+
+@dataclass
+class _Row:
+    key: int
+    pending: list[int]
+    """Tokens not yet given to the model: the prompt, then the newest token."""
+    left: int
+    temperature: float
+    top_p: float
+    top_k: int
+    random: random.Random
+    sequence: int = -1
+    at: int = 0
+    """Tokens that the memory holds."""
+    fed: int = field(default=0)
+    """Tokens of `pending` in the batch that is being decoded."""
+
+
+class Rows:
+    """A decoder (see `_worker.Decoder`) over a GGUF model. One thread owns it."""
+
+    def __init__(self, model: int, context_tokens: int, rows: int, batch_tokens: int, threads: int) -> None:
+        import numpy as np
+
+        self._lib, self._model = c.library(), model
+        self.vocab = self._lib.llama_model_get_vocab(model)
+        self.vocab_size = self._lib.llama_vocab_n_tokens(self.vocab)
+        self._batch_tokens = batch_tokens
+        # one sequence more than rows: scoring has its own and disturbs nobody
+        self._context = c.open_context(model, context_tokens, rows + 1, batch_tokens, threads)
+        self._memory = self._lib.llama_get_memory(self._context)
+        self._free, self._scoring = list(range(rows)), rows
+        self._rows: list[_Row] = []
+        self._waiting: deque[_Row] = deque()
+        self._stop = frozenset(token for token in range(self.vocab_size) if self._lib.llama_vocab_is_eog(self.vocab, token))
+        self._token, self._pos, self._seq = (np.zeros(batch_tokens, dtype=np.int32) for _ in range(3))
+        self._ones = np.ones(batch_tokens, dtype=np.int32)
+        self._out = np.zeros(batch_tokens, dtype=np.int8)
+        self._seqs = self._seq.ctypes.data + 4 * np.arange(batch_tokens, dtype=np.uint64)
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._rows or self._waiting)
+
+    def add(
+        self, key: int, tokens: Sequence[int], max_tokens: int, temperature: float, top_p: float, top_k: int, seed: int
+    ) -> None:
+        self._waiting.append(_Row(key, list(tokens), max_tokens, temperature, top_p, top_k, random.Random(seed)))
+
+    def cancel(self, key: int) -> None:
+        self._waiting = deque(row for row in self._waiting if row.key != key)
+        for row in [row for row in self._rows if row.key == key]:
+            self._leave(row)
+
+    def _leave(self, row: _Row) -> None:
+        self._rows.remove(row)
+        self._lib.llama_memory_seq_rm(self._memory, row.sequence, -1, -1)
+        self._free.append(row.sequence)
+
+    def step(self) -> list[Step]:
+        """One token for every row whose prompt is in; the rest of the batch takes prompts, a long one over several steps."""
+        while self._waiting and self._free:
+            row = self._waiting.popleft()
+            row.sequence = self._free.pop()
+            self._rows.append(row)
+        used, ready = 0, list[tuple[_Row, int]]()
+        for row in sorted(self._rows, key=lambda row: len(row.pending) > 1):  # rows under way before prompts
+            row.fed = min(len(row.pending), self._batch_tokens - used)
+            if row.fed:
+                whole = row.fed == len(row.pending)
+                self._fill(used, row.pending[: row.fed], row.at, row.sequence)
+                self._out[used + row.fed - 1] = whole
+                used += row.fed
+                if whole:
+                    ready.append((row, used - 1))
+        if not used:
+            return []
+        self._decode(used)
+        for row in self._rows:
+            row.at += row.fed
+            del row.pending[: row.fed]
+        return self._choose(ready) if ready else []
+
+    def _choose(self, ready: list[tuple[_Row, int]]) -> list[Step]:
+        dials = [
+            Dial(row.temperature, row.top_p, row.top_k, row.random.random() if row.temperature > 0 else 0.0) for row, _ in ready
+        ]
+        tokens, logprobs = choose(self._logits([place for _, place in ready]), dials)
+        steps = []
+        for (row, _), token, logprob in zip(ready, tokens, logprobs, strict=True):
+            row.pending, row.left = [token], row.left - 1
+            finish = "stop" if token in self._stop else "length" if row.left == 0 else None
+            steps.append(Step(row.key, token, logprob, finish))
+            if finish is not None:
+                self._leave(row)
+        return steps
+
+    def score(self, tokens: Sequence[Sequence[int]]) -> list[list[float]]:
+        return [self._score(list(sequence)) for sequence in tokens]
+
+    def _score(self, tokens: list[int]) -> list[float]:
+        found: list[float] = []
+        size = max(1, min(self._batch_tokens, _LOGIT_BYTES // (4 * self.vocab_size)))
+        try:
+            for start in range(0, len(tokens) - 1, size):
+                part = tokens[start : min(start + size, len(tokens) - 1)]
+                self._fill(0, part, start, self._scoring)
+                self._out[: len(part)] = 1
+                self._decode(len(part))
+                found += logps(self._logits(range(len(part))), tokens[start + 1 : start + 1 + len(part)])
+        finally:
+            self._lib.llama_memory_seq_rm(self._memory, self._scoring, -1, -1)
+        return found
+
+    def _fill(self, start: int, tokens: list[int], at: int, sequence: int) -> None:
+        end = start + len(tokens)
+        self._token[start:end] = tokens
+        self._pos[start:end] = range(at, at + len(tokens))
+        self._seq[start:end] = sequence
+        self._out[start:end] = 0
+
+    def _decode(self, used: int) -> None:
+        batch = c.Batch(
+            used,
+            self._token.ctypes.data,
+            None,
+            self._pos.ctypes.data,
+            self._ones.ctypes.data,
+            self._seqs.ctypes.data,
+            self._out.ctypes.data,
+        )
+        code = self._lib.llama_decode(self._context, batch)
+        if code:
+            raise UserError(
+                f"llama.cpp could not decode a batch of {used} tokens (code {code})",
+                c.last_error() or "code 1: its memory is full",
+                "lower `max_batch` or `context`",
+            )
+
+    def _logits(self, places: Sequence[int]) -> Any:
+        """[R, V], copied: llama.cpp writes over it in the next step."""
+        import numpy as np
+
+        return np.stack(
+            [
+                np.ctypeslib.as_array(self._lib.llama_get_logits_ith(self._context, place), shape=(self.vocab_size,))
+                for place in places
+            ]
+        )
+
+    def close(self) -> None:
+        self._lib.llama_free(self._context)
+        self._lib.llama_model_free(self._model)

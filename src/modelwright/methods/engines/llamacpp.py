@@ -1,0 +1,142 @@
+"""llama.cpp: a GGUF file on the CPU, through the `xllamacpp` wheel. The fastest way to answer one person on a laptop.
+
+Source: https://github.com/ggml-org/llama.cpp (llama.h) and https://github.com/xorbitsai/xllamacpp, which ships it built.
+Its C interface is used, not its HTTP server: the server gives no log-probabilities of a text that is given.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from modelwright.core.errors import UserError
+from modelwright.core.record import Message
+from modelwright.core.spec import Advice, Runtime
+from modelwright.methods.engines import Completion, EngineSpec, Request
+from modelwright.methods.engines._text import BytePieces
+from modelwright.methods.engines._threads import threads
+from modelwright.methods.engines._worker import Answer, Worker, room
+from modelwright.methods.templates import render
+
+
+class LlamaCpp(EngineSpec):
+    """GGUF models by llama.cpp, in this process."""
+
+    extra: ClassVar[str] = "llamacpp"
+    advice: ClassVar[Advice] = Advice(
+        "one or a few people chat on a CPU, memory is small, or you want the answers that Ollama will give",
+        "many questions at once or a GPU: then `native`, which also opens models without an export",
+    )
+
+    kind: Literal["llamacpp"] = "llamacpp"
+    context: int = Field(4096, ge=16, examples=[512])
+    """Longest prompt and answer together, in tokens; the model's own limit where that is lower. More: memory grows with
+    it. Default: Ollama's."""
+    max_batch: Annotated[int, Runtime] = Field(8, ge=1, le=255, examples=[2])
+    """Answers decoded together; each reserves memory for `context` tokens. Default: throughput on a CPU grows little
+    beyond 8."""
+    prefill_tokens: Annotated[int, Runtime] = Field(512, ge=32, le=2048, examples=[64])
+    """Tokens given to the model in one step. More: prompts are read faster, answers under way wait longer. Default:
+    llama.cpp's `n_ubatch`."""
+    threads: Annotated[int, Runtime] = Field(0, ge=0, examples=[1])
+    """Processor threads; 0: all that this process may use."""
+
+    def accepts(self, model: Path) -> str | None:
+        if _gguf(model) is None:
+            return "no single *.gguf file in it"
+        if importlib.util.find_spec("xllamacpp") is None:
+            return "the package xllamacpp is not installed (pip install 'modelwright[llamacpp]')"
+        return None
+
+    def open(self, model: Path) -> _LlamaCpp:
+        path = _gguf(model)
+        if reason := self.accepts(model):
+            raise UserError(
+                f"{model.name} cannot be opened by llama.cpp",
+                reason,
+                "make a GGUF file with `kind: export`, or use `engine: native`",
+            )
+        assert path is not None
+        return _LlamaCpp(self, path)
+
+
+def _gguf(model: Path) -> Path | None:
+    if model.suffix == ".gguf" and model.is_file():
+        return model
+    files = sorted(model.glob("*.gguf")) if model.is_dir() else []
+    return files[0] if len(files) == 1 else None
+
+
+class _LlamaCpp:
+    """The open model; see `modelwright.methods.engines.Engine`."""
+
+    def __init__(self, spec: LlamaCpp, path: Path) -> None:
+        from modelwright.methods.engines import _llama_c as c
+        from modelwright.methods.engines._llama_rows import Rows
+
+        self._c = c
+        self.why = f"llama.cpp opens {path.name}"
+        model = c.load_model(path)
+        self.context = min(spec.context, c.library().llama_model_n_ctx_train(model))
+        self._template = (c.library().llama_model_chat_template(model, None) or b"").decode("utf-8")
+        self._vocab = c.library().llama_model_get_vocab(model)
+        self._bos, self._eos = (
+            self._text(find(self._vocab)) for find in (c.library().llama_vocab_bos, c.library().llama_vocab_eos)
+        )
+        self._bytes: dict[int, bytes] = {}
+        self._worker = Worker(
+            lambda: Rows(model, self.context, spec.max_batch, spec.prefill_tokens, threads(spec.threads)), "llamacpp-engine"
+        )
+        chat = frozenset({"chat"}) if self._template else frozenset[str]()
+        self.capabilities: frozenset[str] = frozenset({"score", "logprobs", "seed"}) | chat
+
+    def _text(self, token: int) -> str:
+        if token < 0:  # the model has none
+            return ""
+        return (self._c.library().llama_vocab_get_text(self._vocab, token) or b"").decode("utf-8", errors="replace")
+
+    def encode(self, text: str) -> list[int]:
+        return self._c.tokenize(self._vocab, text, add_special=True)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return BytePieces(self._piece).whole(tokens)
+
+    def _piece(self, token: int) -> bytes:
+        if token not in self._bytes:
+            self._bytes[token] = self._c.piece(self._vocab, token)
+        return self._bytes[token]
+
+    def render(self, messages: Sequence[Message]) -> list[int]:
+        if not self._template:
+            raise UserError(
+                "this GGUF file has no chat template", "it was exported from a model without one", "ask it to continue a text"
+            )
+        text = render(self._template, messages, True, bos=self._bos, eos=self._eos)
+        return self._c.tokenize(self._vocab, text, add_special=False)
+
+    def submit(self, request: Request) -> Answer:
+        return self._submit(request, quiet=False)
+
+    def _submit(self, request: Request, quiet: bool) -> Answer:
+        limit = room(request.tokens, request.sampling.max_tokens, self.context)
+        return self._worker.submit(request, limit, BytePieces(self._piece), quiet)
+
+    def generate(self, requests: Sequence[Request]) -> list[Completion]:
+        answers = [self._submit(request, quiet=True) for request in requests]
+        try:
+            return [answer.completion() for answer in answers]
+        finally:
+            for answer in answers:
+                answer.cancel()
+
+    def score(self, tokens: Sequence[Sequence[int]]) -> list[list[float]]:
+        for sequence in tokens:
+            room(sequence[:-1] or sequence, 1, self.context)
+        return self._worker.score(tokens)
+
+    def close(self) -> None:
+        self._worker.close()

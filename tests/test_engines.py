@@ -1,0 +1,287 @@
+"""Engines: llama.cpp against the native one, and what both do with text, threads and bad input."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from modelwright.core.errors import UserError
+from modelwright.core.events import Log
+from modelwright.methods.engines import ENGINES, Engine, Request, Sampling, open_engine, pick
+from modelwright.methods.engines._draw import Dial, choose
+from modelwright.methods.engines._text import BytePieces, DecodedPieces, Stops
+from modelwright.methods.engines._threads import threads
+from modelwright.methods.exporters import EXPORTERS
+from tests import engine_kit as kit
+
+CHAT = [{"role": "user", "content": "What is 1 + 12? été 日本 😀"}]
+TEXT = "def first(items: list[int]) -> int:\n    return items[0]  # été 日本 😀 1984\n"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return kit.folder(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def exported(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("xllamacpp")
+    out = tmp_path_factory.mktemp("gguf")
+    EXPORTERS.load("gguf")(type="f32").write(folder, out, Log(None))
+    return out
+
+
+@pytest.fixture(scope="module")
+def native(folder: Path) -> Iterator[Engine]:
+    with open_engine(folder, spec("native", max_batch=4, threads=1, device="cpu")) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="module")
+def llamacpp(exported: Path) -> Iterator[Engine]:
+    with open_engine(exported, spec("llamacpp", max_batch=3, prefill_tokens=32, threads=1)) as engine:
+        yield engine
+
+
+@pytest.fixture(params=["native", "llamacpp"])
+def engine(request: pytest.FixtureRequest) -> Engine:
+    found: Engine = request.getfixturevalue(request.param)
+    return found
+
+
+def spec(kind: str, **fields: Any) -> Any:
+    return ENGINES.load(kind)(**fields)
+
+
+def test_capabilities_and_context(engine: Engine) -> None:
+    assert engine.capabilities == {"score", "logprobs", "seed", "chat"}
+    assert engine.context == 256
+
+
+def test_round_trip(engine: Engine) -> None:
+    tokens = engine.encode(TEXT)
+    assert engine.decode(tokens) == TEXT
+    assert engine.decode([*tokens, 2]) == TEXT, "special tokens are no text"
+    assert engine.encode("a<|im_end|>b")[1] == 2
+    assert engine.encode("") == []
+    rendered = engine.render(CHAT)
+    assert rendered[0] == 1 and rendered.count(2) == 1
+    assert engine.decode(rendered).endswith("assistant\n")
+
+
+def test_engines_agree(native: Engine, llamacpp: Engine) -> None:
+    """Same tokens, log-probabilities to 1e-2, same greedy answers: prompts longer than a batch of llama.cpp's included."""
+    assert native.encode(TEXT) == llamacpp.encode(TEXT)
+    assert native.render(CHAT) == llamacpp.render(CHAT)
+    sequences = [native.encode(TEXT), native.render(CHAT), native.encode(TEXT * 3)[:250], native.encode("x1"), [5]]
+    for one, two in zip(native.score(sequences), llamacpp.score(sequences), strict=True):
+        assert len(one) == len(two) and one == pytest.approx(two, abs=1e-2)
+    requests = [Request(tokens, Sampling(max_tokens=6)) for tokens in sequences]
+    for first, second in zip(native.generate(requests), llamacpp.generate(requests), strict=True):
+        assert first.tokens == second.tokens and first.text == second.text and first.finish == second.finish
+        assert first.logprobs == pytest.approx(second.logprobs, abs=1e-2)
+
+
+def test_generate_keeps_the_order_and_scores_its_own_tokens(engine: Engine) -> None:
+    prompts = [engine.encode(TEXT[: 5 * n]) for n in range(1, 10)]
+    answers = engine.generate([Request(prompt, Sampling(max_tokens=n + 1)) for n, prompt in enumerate(prompts)])
+    assert [answer.prompt_tokens for answer in answers] == [len(prompt) for prompt in prompts]
+    for n, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        assert len(answer.tokens) == n + 1 or answer.finish == "stop"
+        assert answer.finish == ("stop" if answer.tokens[-1] == 2 else "length")
+        scored = engine.score([[*prompt, *answer.tokens]])[0][len(prompt) - 1 :]
+        assert list(answer.logprobs) == pytest.approx(scored, abs=1e-3)
+
+
+def test_streams_join_to_the_answer(engine: Engine) -> None:
+    """Random models write broken UTF-8: pieces hold it back, and together they are the text of the whole."""
+    for seed in range(4):
+        request = Request(engine.encode(TEXT), Sampling(max_tokens=40, temperature=1.5, seed=seed))
+        whole = engine.generate([request])[0]
+        pieces = list(engine.submit(request))
+        assert "".join(piece.text for piece in pieces) == whole.text
+        assert tuple(token for piece in pieces for token in piece.tokens) == whole.tokens
+        assert tuple(logp for piece in pieces for logp in piece.logprobs) == pytest.approx(whole.logprobs, abs=1e-5)
+        assert [piece.finish for piece in pieces[:-1]] == [None] * (len(pieces) - 1) and pieces[-1].finish == whole.finish
+        assert all(not piece.text.endswith("\ufffd") for piece in pieces[:-1]) or "\ufffd" in whole.text
+
+
+def test_seeds(engine: Engine) -> None:
+    def ask(seed: int) -> str:
+        return engine.generate([Request(engine.encode(TEXT), Sampling(12, temperature=1.0, top_p=0.9, top_k=50, seed=seed))])[
+            0
+        ].text
+
+    assert ask(1) == ask(1)
+    assert len({ask(seed) for seed in range(5)}) > 1
+
+
+def test_stop_strings(engine: Engine) -> None:
+    request = Request(engine.encode(TEXT), Sampling(max_tokens=30))
+    whole = engine.generate([request])[0].text
+    stop = whole[5:8]
+    stopped = Request(request.tokens, Sampling(max_tokens=30, stop=("never", stop)))
+    pieces = list(engine.submit(stopped))
+    assert "".join(piece.text for piece in pieces) == whole[: whole.index(stop)] == engine.generate([stopped])[0].text
+    assert pieces[-1].finish == "stop"
+
+
+def test_cancel_and_leaving_the_loop(engine: Engine) -> None:
+    long = Request(engine.encode(TEXT), Sampling(max_tokens=200, temperature=1.0, seed=5))
+    stream = engine.submit(long)
+    pieces = []
+    for piece in stream:
+        pieces.append(piece)
+        stream.cancel()
+    assert pieces[-1].finish in ("cancelled", "stop", "length")
+    stream.cancel()
+    assert list(stream) == [], "an answer is read once"
+    for _ in engine.submit(long):
+        break
+    assert engine.generate([Request(engine.encode("x"), Sampling(max_tokens=2))])[0].tokens, "the engine goes on"
+
+
+def test_many_threads(engine: Engine) -> None:
+    prompts = [engine.encode(TEXT[n:]) for n in range(8)]
+    expected = [answer.text for answer in engine.generate([Request(prompt, Sampling(max_tokens=8)) for prompt in prompts])]
+    got: dict[int, str] = {}
+
+    def ask(number: int) -> None:
+        got[number] = "".join(piece.text for piece in engine.submit(Request(prompts[number], Sampling(max_tokens=8))))
+        engine.score([engine.encode(TEXT), engine.render(CHAT)])
+
+    askers = [threading.Thread(target=ask, args=(n,)) for n in range(8)]
+    for thread in askers:
+        thread.start()
+    for thread in askers:
+        thread.join(60)
+    assert [got[n] for n in range(8)] == expected
+
+
+def test_room(engine: Engine) -> None:
+    with pytest.raises(UserError, match="has 300 tokens, the model's context holds 256"):
+        engine.submit(Request([5] * 300))
+    with pytest.raises(UserError, match="prompt is empty"):
+        engine.submit(Request([]))
+    with pytest.raises(UserError, match="max_tokens is 0"):
+        engine.submit(Request([5], Sampling(max_tokens=0)))
+    with pytest.raises(UserError, match="context holds 256"):
+        engine.score([[5] * 257])
+    assert len(engine.score([[5] * 256])[0]) == 255
+    answer = engine.generate([Request([5] * 250, Sampling(max_tokens=100))])[0]
+    assert answer.finish == "stop" or len(answer.tokens) == 6
+
+
+def test_a_closed_engine_says_so(folder: Path) -> None:
+    engine = spec("native", threads=1, device="cpu").open(folder)
+    stream = engine.submit(Request(engine.encode(TEXT), Sampling(max_tokens=240, temperature=1.0)))
+    engine.close()
+    engine.close()
+    assert list(stream)[-1].finish in ("cancelled", "stop", "length")
+    with pytest.raises(UserError, match="engine is closed"):
+        engine.generate([Request([5])])
+
+
+def test_an_error_in_the_model_reaches_the_caller(folder: Path) -> None:
+    with open_engine(folder, spec("native", threads=1, device="cpu")) as engine:
+        with pytest.raises(IndexError):
+            engine.generate([Request([5, 100_000], Sampling(max_tokens=2))])
+        assert engine.generate([Request([5], Sampling(max_tokens=2))])[0].tokens
+
+
+def test_no_template(folder: Path, tmp_path: Path) -> None:
+    import shutil
+
+    bare = shutil.copytree(folder, tmp_path / "bare")
+    (bare / "chat_template.jinja").unlink()
+    with open_engine(bare, spec("native", threads=1, device="cpu")) as engine:
+        assert "chat" not in engine.capabilities
+        with pytest.raises(UserError, match="no chat template"):
+            engine.render(CHAT)
+
+
+def test_pick(folder: Path, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert type(pick(folder).spec).__name__ == "Native" and "no single *.gguf" in pick(folder).why
+    assert type(pick(exported).spec).__name__ == "LlamaCpp"
+    assert type(pick(exported / "model.gguf").spec).__name__ == "LlamaCpp"
+    with pytest.raises(UserError, match="no engine opens"):
+        pick(tmp_path)
+    with pytest.raises(UserError, match="cannot open"), open_engine(exported, spec("native")):
+        pass
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert "not installed" in str(spec("llamacpp").accepts(exported))
+
+
+def test_files_that_are_no_model(tmp_path: Path) -> None:
+    pytest.importorskip("xllamacpp")
+    (tmp_path / "x.gguf").write_bytes(b"GGUF\x03\x00\x00\x00 torn")
+    with pytest.raises(UserError, match=r"llama\.cpp cannot open x\.gguf"):
+        spec("llamacpp").open(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(b"torn")
+    with pytest.raises(UserError):
+        spec("native", device="cpu").open(tmp_path)
+
+
+def test_threads() -> None:
+    assert threads(3) == 3 and 1 <= threads() <= (os.cpu_count() or 1)
+
+
+def test_pieces_hold_back_half_characters() -> None:
+    parts = [b"a\xc3", b"\xa9", b"\xf0\x9f", b"\x98\x80!", b"\xff", b"z", b"\xe6\x97"]
+    by_bytes = BytePieces(lambda token: parts[token])
+    assert [by_bytes.push(n) for n in range(7)] == ["a", "é", "", "😀!", "\ufffd", "z", ""]
+    assert by_bytes.rest() == "\ufffd"
+    by_lists = DecodedPieces(lambda tokens: b"".join(parts[t] for t in tokens).decode("utf-8", "replace"))
+    assert [by_lists.push(n) for n in range(7)] == ["", "aé", "", "😀!", "", "\ufffdz", ""]
+    assert by_lists.rest() == "\ufffd"
+
+
+def test_stops_span_pieces() -> None:
+    stops = Stops(("\nQ:", "END"))
+    assert [stops.push(text) for text in ("a\n", "b E", "N", "x\nQ", "R")] == [
+        ("a", False),
+        ("\nb ", False),
+        ("", False),
+        ("ENx", False),
+        ("\nQR", False),
+    ]
+    assert stops.push("one\nQ:two END") == ("one", True)
+    held = Stops(("END",))
+    assert held.push("xE") == ("x", False) and held.rest() == "E"
+    assert Stops(()).push("x") == ("x", False)
+
+
+def test_choosing_with_numpy() -> None:
+    import numpy as np
+
+    logits = np.log(np.array([[0.5, 0.2, 0.2, 0.1]], dtype=np.float32))
+    tokens, logps = choose(logits, [Dial(0.0, 1.0, 0, 0.0)])
+    assert tokens == [0] and logps == pytest.approx([np.log(0.5)], abs=1e-6)
+    assert [choose(logits, [Dial(1.0, 1.0, 0, u)])[0][0] for u in (0.0, 0.49, 0.51, 0.69, 0.71, 0.95, 0.999999)] == [
+        0,
+        0,
+        1,
+        1,
+        2,
+        3,
+        3,
+    ]
+    assert [choose(logits, [Dial(1.0, 1.0, 2, u)])[0][0] for u in (0.7, 0.72, 0.999)] == [0, 1, 1]
+    assert [choose(logits, [Dial(1.0, 0.6, 0, u)])[0][0] for u in (0.7, 0.72, 0.999)] == [0, 1, 1]
+    assert choose(logits, [Dial(1.0, 0.001, 0, 0.999)])[0] == [0]
+
+
+def test_another_version_of_the_wheel(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("xllamacpp")
+    from modelwright.methods.engines import _llama_c
+
+    _llama_c.library()
+    monkeypatch.setitem(_llama_c._SIGNATURES, "llama_no_such_function", (None, []))
+    with pytest.raises(UserError, match="another interface than the one"):
+        _llama_c.library.__wrapped__()
