@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import time
+from types import FrameType
 
 from modelwright.cli._options import open_project, parser
 from modelwright.cli._output import print_json
@@ -16,6 +18,7 @@ def main(args: list[str]) -> int:
     options.add_argument("--no-gates", action="store_true", help="do not run the soundness checks before each stage")
     chosen = options.parse_args(args)
     project = open_project(chosen)
+    signal.signal(signal.SIGTERM, _interrupt)
     start = time.monotonic()
     outcomes = []
     with Screen(len(project.recipe.stages)) as screen:
@@ -45,6 +48,11 @@ def main(args: list[str]) -> int:
     print(f"\n{made} made, {len(outcomes) - made} cached, in {seconds_text(seconds)}")
     _next(chosen, report)
     return 0
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """SIGTERM (a batch system's goodbye) ends as Ctrl-C does: finished stages are kept, a training saves first."""
+    raise KeyboardInterrupt
 
 
 def _detail(outcome) -> str:  # type: ignore[no-untyped-def]

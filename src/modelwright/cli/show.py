@@ -72,7 +72,7 @@ def main(args: list[str]) -> int:
 
 
 def _verdict(comparison: dict) -> str:  # type: ignore[type-arg]
-    if comparison["low"] <= 0 <= comparison["high"]:
+    if comparison["better"] is None:
         return "no difference shown"
     return "better" if comparison["better"] else "worse"
 

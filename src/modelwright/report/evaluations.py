@@ -241,8 +241,8 @@ def _ticks(low: float, high: float) -> list[float]:
 
 def _word(row: dict[str, Any], higher_is_better: bool) -> str:
     """The evaluation's own finding; the interval's where it has none."""
-    if isinstance(row.get("better"), bool):
-        return BETTER if row["better"] else WORSE
+    if "better" in row:  # the evaluation's own word: None where interval and p-value do not both show a difference
+        return SAME if row["better"] is None else BETTER if row["better"] else WORSE
     return verdict(number(row, "low"), number(row, "high"), higher_is_better)
 
 

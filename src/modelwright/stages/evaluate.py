@@ -68,8 +68,9 @@ class Evaluate(Stage):
     """What runs the model; unset: llama.cpp for a GGUF file, else our own."""
     gates: tuple[Gate, ...] = Field((), examples=[({"task": "exact_match", "at_least": 0.5},)])
     """Numbers that must be reached."""
-    batch: Annotated[int, Runtime] = Field(64, ge=1, examples=[8])
-    """Questions given to the engine at once; more are faster per question and take more memory."""
+    batch: Annotated[int, Runtime] = Field(512, ge=1, examples=[8])
+    """Questions given to the engine at once; the engine batches them itself, so more leave it idle less often and
+    only their texts take memory."""
 
     produces: ClassVar[str] = "evaluation"
     random: ClassVar[bool] = False

@@ -112,7 +112,7 @@ class PythonTree(Source):
             if reason:
                 left_out[reason] = left_out.get(reason, 0) + 1
             else:
-                kept.append((path, relative))
+                kept.append((Path(path), relative))
         return kept, left_out
 
     def sources(self, log: Log) -> Iterator[tuple[str, str]]:
@@ -156,17 +156,18 @@ def _matcher(globs: Iterable[str]) -> re.Pattern[str]:
     return re.compile("|".join(fnmatch.translate(glob) for glob in globs) or r"(?!)")
 
 
-def _walk(place: Place) -> list[tuple[Path, str]]:
-    found: list[tuple[Path, str]] = []
+def _walk(place: Place) -> list[tuple[str, str]]:
+    """(file, relative path); plain strings, because `plan` goes through thousands of them for each source."""
+    found: list[tuple[str, str]] = []
     for root in place.roots:
         if root.is_file():
-            found.append((root, root.relative_to(place.base).as_posix()))
+            found.append((str(root), root.relative_to(place.base).as_posix()))
             continue
         for folder, names, files in os.walk(root):
             names[:] = [name for name in names if name not in NEVER and not name.startswith("config-")]
-            found += [
-                (path := Path(folder, name), path.relative_to(place.base).as_posix()) for name in files if name.endswith(".py")
-            ]
+            inside = Path(folder).relative_to(place.base).as_posix()
+            prefix = "" if inside == "." else f"{inside}/"
+            found += [(os.path.join(folder, name), prefix + name) for name in files if name.endswith(".py")]
     return sorted(found, key=lambda pair: pair[1])
 
 
