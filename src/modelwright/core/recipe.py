@@ -306,5 +306,7 @@ def _owner(spec: Spec, path: Sequence[str]) -> tuple[Spec, str]:
     value: Any = spec
     for key in path[:-1]:
         value = value[int(key)] if key.isdigit() else getattr(value, key)
-    assert isinstance(value, Spec) and path[-1] in type(value).model_fields, f"{type(spec).__name__}.unused names {'.'.join(path)!r}"
+    assert isinstance(value, Spec) and path[-1] in type(value).model_fields, (
+        f"{type(spec).__name__}.unused names {'.'.join(path)!r}"
+    )
     return value, path[-1]

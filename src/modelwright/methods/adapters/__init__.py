@@ -1,0 +1,22 @@
+"""Adapters: training a few weights beside a frozen model. One file a kind; what PEFT has is PEFT's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from modelwright.core.spec import Kinds, Spec
+from modelwright.core.stage import Shape
+
+ADAPTERS = Kinds(__name__, f"{__name__}:Adapter")
+
+
+class Adapter(Spec):
+    """Applied to a finished model from outside."""
+
+    def wrap(self, model: Any) -> Any:
+        """The model with its adapter in place and the rest frozen. Called after the seed is set."""
+        raise NotImplementedError
+
+    def trainable_params(self, shape: Shape) -> int:
+        """How many weights it trains, for the planner."""
+        raise NotImplementedError

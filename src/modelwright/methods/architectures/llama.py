@@ -1,0 +1,96 @@
+"""Llama: pre-norm decoder with rotary positions, gated MLP and no biases; one dial, its depth.
+
+Source: Touvron et al. 2023, "LLaMA", arXiv:2302.13971, section 2.2; width as 64 times the depth (with layers and heads in step)
+follows Karpathy 2025, nanochat, https://github.com/karpathy/nanochat. Starting weights: normal with std 0.02, and
+0.02 / sqrt(2 * layers) for the two projections that add to the residual stream (Radford et al. 2019, "Language Models are
+Unsupervised Multitask Learners", section 2.3).
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from modelwright.core.errors import UserError
+from modelwright.core.spec import Advice
+from modelwright.core.stage import Shape
+from modelwright.methods.architectures import Architecture
+
+INIT_STD = 0.02
+
+
+class Llama(Architecture):
+    """A small decoder that transformers, llama.cpp and vLLM all know."""
+
+    advice: ClassVar[Advice] = Advice("a model from scratch", "there is a pretrained model to start from")
+
+    kind: Literal["llama"] = "llama"
+    depth: int = Field(4, ge=1, examples=[2])
+    """The dial: number of layers; width is 64 times it. Weights grow with its cube. 4: about 4M weights, minutes on a laptop."""
+    hidden: int | None = Field(None, ge=8, examples=[64])
+    """Width; more of it costs quadratically. Unset: 64 * depth."""
+    heads: int | None = Field(None, ge=1, examples=[2])
+    """Attention heads; must divide the width. Unset: one per 64 of width."""
+    kv_heads: int | None = Field(None, ge=1, examples=[1])
+    """Key/value heads; fewer make generation cheaper (grouped-query attention, arXiv:2305.13245). Unset: as many as heads."""
+    intermediate: int | None = Field(None, ge=8, examples=[96])
+    """Width of the gated MLP. Unset: 8/3 of the width, up to a multiple of 64, as in the paper."""
+    tied: bool = Field(True, examples=[False])
+    """Head and embeddings are the same weights (Press and Wolf 2017, arXiv:1608.05859); false doubles them, which small models
+    cannot afford."""
+    rope_theta: float = Field(10_000.0, gt=0, examples=[500_000.0])
+    """Base of the rotary frequencies; higher reaches further back. 10,000 as in RoFormer (arXiv:2104.09864)."""
+
+    def shape(self, vocab: int) -> Shape:
+        hidden = self.hidden or 64 * self.depth
+        heads = self.heads or max(1, hidden // 64)
+        kv_heads = self.kv_heads or heads
+        if hidden % heads or (hidden // heads) % 2:
+            raise UserError(
+                f"a width of {hidden} does not split into {heads} heads of an even width",
+                "rotary positions need pairs",
+                "choose `hidden` as a multiple of twice `heads`",
+            )
+        if heads % kv_heads:
+            raise UserError(
+                f"{heads} heads cannot share {kv_heads} key/value heads evenly", fix="choose `kv_heads` that divides `heads`"
+            )
+        intermediate = self.intermediate or -(-8 * hidden // 3 // 64) * 64
+        return Shape(
+            layers=self.depth,
+            hidden=hidden,
+            intermediate=intermediate,
+            heads=heads,
+            kv_heads=kv_heads,
+            vocab=vocab,
+            tied=self.tied,
+        )
+
+    def config(self, vocab: int, context: int) -> Any:
+        from transformers import LlamaConfig
+
+        shape = self.shape(vocab)
+        return LlamaConfig(
+            vocab_size=vocab,
+            hidden_size=shape.hidden,
+            intermediate_size=shape.intermediate,
+            num_hidden_layers=shape.layers,
+            num_attention_heads=shape.heads,
+            num_key_value_heads=shape.kv_heads,
+            max_position_embeddings=context,
+            rope_parameters={"rope_type": "default", "rope_theta": self.rope_theta},
+            tie_word_embeddings=self.tied,
+            initializer_range=INIT_STD,
+        )
+
+    def initialise(self, model: Any) -> None:
+        import torch
+
+        layers = model.config.num_hidden_layers
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if parameter.ndim < 2:
+                    continue  # norms stay at 1
+                adds = name.endswith(("o_proj.weight", "down_proj.weight"))
+                parameter.normal_(0.0, INIT_STD / (2 * layers) ** 0.5 if adds else INIT_STD)

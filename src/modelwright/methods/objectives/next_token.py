@@ -1,0 +1,26 @@
+"""Next token: cross-entropy on every token of a text, or of a whole chat.
+
+Source: Bengio et al. 2003, "A Neural Probabilistic Language Model", equation 1 of section 2; as pretraining, Radford et al.
+2018, "Improving Language Understanding by Generative Pre-Training", equation 1.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from modelwright.core.spec import Advice
+from modelwright.methods.objectives import Batch, Loss, Objective, Policy
+
+
+class NextToken(Objective):
+    """Mean over tokens of -log p(token | those before it in its document)."""
+
+    needs: ClassVar[Literal["text", "answers", "pairs"]] = "text"
+    advice: ClassVar[Advice] = Advice(
+        "pretraining, and going on with it on new texts", "teaching answers: then `sft`, which leaves questions out of the loss"
+    )
+
+    kind: Literal["next_token"] = "next_token"
+
+    def loss(self, policy: Policy, batch: Batch) -> Loss:
+        return Loss(policy.nll(batch.weight_N), batch.weight_N.sum(), {})

@@ -1,0 +1,26 @@
+"""SFT: cross-entropy on the answers of a chat, end of turn included; questions are context only.
+
+Source: Ouyang et al. 2022, "Training language models to follow instructions", arXiv:2203.02155, section 3.5. The mean is over
+all answer tokens of the global batch, so that accumulation and packing do not change it.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from modelwright.core.spec import Advice
+from modelwright.methods.objectives import Batch, Loss, Objective, Policy
+
+
+class SFT(Objective):
+    """Mean over answer tokens of -log p(token | chat before it)."""
+
+    needs: ClassVar[Literal["text", "answers", "pairs"]] = "answers"
+    advice: ClassVar[Advice] = Advice(
+        "you have chats with good answers", "you only have texts (`next_token`) or comparisons (`dpo`)"
+    )
+
+    kind: Literal["sft"] = "sft"
+
+    def loss(self, policy: Policy, batch: Batch) -> Loss:
+        return Loss(policy.nll(batch.weight_N), batch.weight_N.sum(), {})

@@ -1,0 +1,1 @@
+"""Tensors: models, packed attention, log-probabilities, the loop's parts, generation. Knows no recipe and no stage."""

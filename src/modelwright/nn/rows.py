@@ -1,0 +1,194 @@
+"""Tokenised rows on disk (memory-mapped) and packed micro-batches made of them; no padding."""
+
+# Shape suffixes: T packed tokens, N predicted positions, P pairs, R rows.
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from modelwright.nn.attention import Layout, Segment
+
+FIRST, SECOND = 1, 2
+"""Bits of a token's flag: a target of the document (or of the pair's better answer), of the worse answer."""
+
+
+class Row(NamedTuple):
+    """A row before it is stored. A document has no branches; a pair has a shared part and two."""
+
+    ids: Sequence[int]
+    """The tokens; for a pair: shared, then the rest of the better answer, then the rest of the worse one."""
+    flags: Sequence[int]
+    branches: tuple[int, int] = (0, 0)
+    """Tokens of each branch at the end of `ids`."""
+    name: str = ""
+    """Which record this is, for messages."""
+
+
+def pair(chosen: tuple[Sequence[int], Sequence[int]], rejected: tuple[Sequence[int], Sequence[int]], name: str = "") -> Row:
+    """A pair of (ids, mask) as one row: what both begin with is stored, and later computed, once."""
+    (first, first_mask), (second, second_mask) = chosen, rejected
+    most = min(len(first), len(second)) - 1  # each branch keeps a token of its own
+    shared = next((i for i in range(most) if first[i] != second[i]), max(most, 0))
+    both = [FIRST * bool(a) + SECOND * bool(b) for a, b in zip(first_mask[:shared], second_mask[:shared], strict=True)]
+    flags = both + [FIRST * bool(m) for m in first_mask[shared:]] + [SECOND * bool(m) for m in second_mask[shared:]]
+    return Row([*first, *second[shared:]], flags, (len(first) - shared, len(second) - shared), name)
+
+
+class Rows:
+    """A folder of stored rows, opened. Ids are read from disk as they are needed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        head = json.loads((folder / "rows.json").read_text())
+        self.pairs: bool = head["pairs"]
+        self.ids = np.memmap(folder / "ids.bin", dtype=head["dtype"], mode="r") if head["tokens"] else np.zeros(0, head["dtype"])
+        self.flags = np.memmap(folder / "flags.bin", dtype=np.uint8, mode="r") if head["tokens"] else np.zeros(0, np.uint8)
+        self.starts_R = np.load(folder / "starts.npy")
+        """[R + 1] where each row begins in `ids`."""
+        self.branches_R = np.load(folder / "branches.npy")
+        """[R, 2] tokens of each branch."""
+        self.lengths_R = np.diff(self.starts_R)
+        self.targets_R = np.load(folder / "targets.npy")
+        """[R] predicted positions of each row."""
+
+    def __len__(self) -> int:
+        return len(self.lengths_R)
+
+    @property
+    def tokens(self) -> int:
+        return int(self.starts_R[-1])
+
+    def name(self, row: int) -> str:
+        """Which record a row came from."""
+        with (self.folder / "names.txt").open(encoding="utf-8") as file:
+            for number, line in enumerate(file):
+                if number == row:
+                    return line.rstrip("\n")
+        return f"row {row}"
+
+
+def store(rows: Iterable[Row], folder: Path, vocab: int) -> Rows:
+    """Write rows one after the other and open them. `rows.json` comes last, so a torn folder is not opened."""
+    folder.mkdir(parents=True, exist_ok=True)
+    dtype = np.dtype(np.uint16 if vocab <= 1 << 16 else np.uint32)
+    starts, branches, targets, pairs = [0], [], [], False
+    with (
+        (folder / "ids.bin").open("wb") as ids_file,
+        (folder / "flags.bin").open("wb") as flags_file,
+        (folder / "names.txt").open("w", encoding="utf-8") as names,
+    ):
+        for row in rows:
+            ids_file.write(np.asarray(row.ids, dtype).tobytes())
+            flags = np.asarray(row.flags, np.uint8)
+            flags_file.write(flags.tobytes())
+            names.write(row.name.replace("\n", " ") + "\n")
+            starts.append(starts[-1] + len(row.ids))
+            branches.append(row.branches)
+            pairs = pairs or row.branches != (0, 0)
+            targets.append(sum(len(at) for at, _ in _targets(flags, row.branches)))
+    np.save(folder / "starts.npy", np.asarray(starts, np.int64))
+    np.save(folder / "branches.npy", np.asarray(branches, np.int32).reshape(-1, 2))
+    np.save(folder / "targets.npy", np.asarray(targets, np.int64))
+    head = {"dtype": dtype.name, "tokens": starts[-1], "rows": len(branches), "pairs": pairs}
+    temporary = folder / "rows.json.tmp"
+    temporary.write_text(json.dumps(head))
+    temporary.replace(folder / "rows.json")
+    return Rows(folder)
+
+
+def _targets(flags: np.ndarray, branches: Sequence[int]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Per answer (token positions that are targets, positions that predict them), within the row.
+
+    The first token of a branch is predicted by the last shared one; the first token of a row by nothing, so it is
+    no target.
+    """
+    first_n, second_n = int(branches[0]), int(branches[1])
+    if not first_n:
+        at = np.flatnonzero(flags[1:] & FIRST) + 1
+        return [(at, at - 1)]
+    shared = len(flags) - first_n - second_n
+    found = []
+    for bit, begin, end in ((FIRST, shared, shared + first_n), (SECOND, shared + first_n, len(flags))):
+        own = np.flatnonzero(flags[begin:end] & bit) + begin
+        common = np.flatnonzero(flags[:shared] & bit)
+        at = np.concatenate([common, own])
+        before = np.where(at == begin, shared - 1, at - 1)
+        found.append((at[before >= 0], before[before >= 0]))
+    return found
+
+
+class Packed(NamedTuple):
+    """A micro-batch: one row of tokens, its layout, and where the loss looks."""
+
+    ids_T: Tensor
+    layout: Layout
+    position_N: Tensor
+    """Position in the packed row that predicts each target; two targets may share one."""
+    target_N: Tensor
+    segment_N: Tensor
+    segments: int
+    chosen_P: Tensor | None
+    rejected_P: Tensor | None
+    rows: tuple[int, ...]
+    reference_N: Tensor | None = None
+    """Log-probabilities under the frozen reference, where an objective needs them."""
+
+
+def pack(rows: Rows, chosen: Sequence[int]) -> Packed:
+    """The rows of these numbers side by side."""
+    layout: list[Segment] = []
+    ids, positions, targets, owners = [], [], [], []
+    offset, segments = 0, 0
+    for row in chosen:
+        begin, end = int(rows.starts_R[row]), int(rows.starts_R[row + 1])
+        row_ids = np.asarray(rows.ids[begin:end]).astype(np.int64)
+        branches = rows.branches_R[row]
+        ids.append(row_ids)
+        shared = end - begin - int(branches.sum())
+        parent = len(layout) if shared and branches[0] else -1
+        at = offset
+        for length in (shared, int(branches[0]), int(branches[1])):
+            if length:
+                layout.append(Segment(at, at + length, parent if at > offset else -1))
+                at += length
+        for target, before in _targets(np.asarray(rows.flags[begin:end]), branches):
+            targets.append(row_ids[target])
+            positions.append(before + offset)
+            owners.append(np.full(len(target), segments, np.int64))
+            segments += 1
+        offset = at
+    first_P = torch.arange(0, segments, 2) if rows.pairs else None
+    return Packed(
+        ids_T=torch.from_numpy(np.concatenate(ids)),
+        layout=Layout(layout),
+        position_N=torch.from_numpy(np.concatenate(positions)),
+        target_N=torch.from_numpy(np.concatenate(targets)),
+        segment_N=torch.from_numpy(np.concatenate(owners)),
+        segments=segments,
+        chosen_P=first_P,
+        rejected_P=None if first_P is None else first_P + 1,
+        rows=tuple(int(row) for row in chosen),
+    )
+
+
+def micro_batches(rows: Rows, step_rows: Sequence[int], micro_tokens: int) -> list[list[int]]:
+    """The rows of a step cut into runs of at most `micro_tokens` (at least one row), each about equally long."""
+    lengths = [int(rows.lengths_R[row]) for row in step_rows]
+    total = sum(lengths)
+    even = total / max(1, -(-total // micro_tokens))
+    groups: list[list[int]] = []
+    room = 0.0
+    for row, length in zip(step_rows, lengths, strict=True):
+        if not groups or length > room:
+            groups.append([])
+            room = max(even * 1.05, 1.0) if even * 1.05 <= micro_tokens else micro_tokens
+        groups[-1].append(row)
+        room -= length
+    return groups

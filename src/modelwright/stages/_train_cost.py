@@ -1,0 +1,132 @@
+"""What training costs, before it starts: pure arithmetic over shapes and row counts, every number with its reason."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from modelwright.core.stage import Estimate, Facts, Machine, Shape, estimate
+from modelwright.core.units import bytes_text, count_text
+
+IMPORTS_BYTES = 0.40e9
+"""torch, transformers and PEFT in memory; measured 0.37 GB, and the tokenizer."""
+CHARS_PER_TOKEN = 3.5
+"""Where nothing better is known; byte-level BPE on code and English gives 3 to 4.5."""
+FILL_FRAC = 0.93
+"""Share of `batch_tokens` that whole rows fill; rows are an eighth of a batch or less."""
+LOGITS_BYTES = 4 * (16 << 20)
+"""One chunk of logits and its copies."""
+
+
+class Load(NamedTuple):
+    """The numbers that the cost depends on."""
+
+    shape: Shape
+    trainable: float
+    state_bytes_per_param: float
+    step_flops: float
+    """Of the optimizer."""
+    batch_tokens: int
+    micro_tokens: int
+    length: int
+    steps: int | None
+    epochs: float | None
+    data_tokens: float | None
+    target_frac: float
+    """Share of tokens whose logits are computed."""
+    reference: bool
+    half: bool
+    """Products in bf16."""
+
+
+def activation_bytes(shape: Shape, half: bool, adapter: bool = False) -> float:
+    """Bytes that one token leaves for the backward pass.
+
+    Our own forward pass (`nn/forward.py`) keeps the two residual sums in float32 and queries, keys, values, attention's result
+    (twice) and the MLP's gate and up in the type of the products; transformers' modules, which run adapters, keep the norms
+    and the MLP's products as well.
+    """
+    width = (shape.head_dim or shape.hidden // shape.heads) * shape.heads
+    keys = width * shape.kv_heads / shape.heads
+    size = 2 if half else 4
+    if adapter:
+        return shape.layers * (6 * shape.hidden * 4 + (3 * width + 2 * keys + 4 * shape.intermediate + 2 * shape.hidden) * size)
+    return shape.layers * (2 * shape.hidden * 4 + (3 * width + 2 * keys + 2 * shape.intermediate) * size)
+
+
+def micro_tokens(shape: Shape, batch_tokens: int, half: bool, adapter: bool = False) -> int:
+    """Tokens of a micro-batch whose activations take about 0.2 GB, at least 256: fewer make matrix products slow."""
+    return int(min(batch_tokens, max(256, 0.2e9 / activation_bytes(shape, half, adapter) // 64 * 64)))
+
+
+def steps_and_tokens(load: Load) -> tuple[float, float]:
+    if load.steps is not None:
+        return load.steps, load.steps * load.batch_tokens * FILL_FRAC
+    tokens = (load.epochs or 1) * (load.data_tokens or 0)
+    return max(1.0, tokens / (load.batch_tokens * FILL_FRAC)), tokens
+
+
+def cost(load: Load, machine: Machine, unknown: str) -> Estimate:
+    """`unknown`: what had to be assumed, '' where nothing had."""
+    shape, params = load.shape, load.shape.params
+    steps, tokens = steps_and_tokens(load)
+    full = load.trainable >= params
+    head = shape.vocab * shape.hidden
+    body = shape.flops_per_token(min(load.length, 512) / 2) - 2.0 * head
+    passes = 3.0 if full else 2.1
+    flops = steps * load.step_flops + tokens * (passes * body + passes * 2.0 * head * load.target_frac)
+    if load.reference:
+        flops += (load.data_tokens or tokens) * (body + 2.0 * head * load.target_frac)
+    optimizer_s = steps * load.trainable * (12 + load.state_bytes_per_param) / 8e9
+    seconds = flops / machine.flops_per_s + optimizer_s + 5.0
+    state = params * 4.0 + load.trainable * (4.0 + load.state_bytes_per_param)
+    activations = activation_bytes(shape, load.half, not full) * min(load.micro_tokens, load.batch_tokens)
+    logits = min(LOGITS_BYTES, 4.0 * 4 * shape.vocab * load.micro_tokens) + (head * 2.0 if load.half else 0.0)
+    memory = IMPORTS_BYTES + state + activations + logits
+    disk = params * 4.0 + params * 4.0 + load.trainable * load.state_bytes_per_param + 6.0 * (load.data_tokens or 0)
+    assumed = f"; assumed {unknown}" if unknown else ""
+    facts = Facts(type="model", tokens=tokens, bytes=params * 4.0, shape=shape)
+    return estimate(
+        seconds,
+        f"{count_text(tokens)} tokens x {count_text(flops / max(tokens, 1))} FLOP at {count_text(machine.flops_per_s)}FLOP/s"
+        f" ({passes:g} passes of {count_text(params)} weights){assumed}",
+        memory,
+        f"weights, gradients, optimizer {bytes_text(state)}, activations of {load.micro_tokens} tokens {bytes_text(activations)},"
+        f" logits {bytes_text(logits)}, imports {bytes_text(IMPORTS_BYTES)}{assumed}",
+        disk,
+        f"weights {bytes_text(params * 4.0)}, one checkpoint, tokenised rows{assumed}",
+        {"": facts},
+    )
+
+
+def data_tokens(facts: list[Facts], chars_per_token: float | None) -> tuple[float | None, str]:
+    """Tokens of the rows, as far as they are known, and what was assumed."""
+    total, assumed = 0.0, ""
+    for fact in facts:
+        if fact.tokens is not None:
+            total += fact.tokens
+        elif (size := fact.chars if fact.chars is not None else fact.bytes) is not None:
+            total += size / (chars_per_token or CHARS_PER_TOKEN)
+            assumed = "" if chars_per_token else f"{CHARS_PER_TOKEN} characters a token"
+        else:
+            return None, "a data set of one million tokens"
+    return total, assumed
+
+
+def guess(params: float) -> Shape:
+    """A Llama shape of about so many weights, where only the size of the files is known."""
+    width = next((w for w in range(64, 16384, 64) if _llama(w).params >= params), 16384)
+    return _llama(width)
+
+
+def _llama(width: int) -> Shape:
+    """Depth and vocabulary in the proportions of published models (SmolLM, Llama 3): one layer per 64 of width, at most 32."""
+    layers = min(32, max(1, width // 32))
+    heads = max(1, width // 64)
+    return Shape(
+        layers=layers,
+        hidden=width,
+        intermediate=width * 8 // 3,
+        heads=heads,
+        kv_heads=heads,
+        vocab=49152 if width >= 512 else 8192,
+    )

@@ -1,0 +1,352 @@
+"""The work of a training stage: open, tokenise, plan, loop, and leave a model folder that anything can load."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from modelwright.core.errors import UserError
+from modelwright.core.stage import Facts, Run, Shape, Stats
+from modelwright.methods.objectives import Batch, Objective
+from modelwright.stages._train_rows import Prepared, Text, prepared
+
+if TYPE_CHECKING:
+    import torch
+
+    from modelwright.nn.logps import Policy
+    from modelwright.nn.loop import LossFn
+    from modelwright.nn.order import Order
+    from modelwright.nn.rows import Packed, Rows
+    from modelwright.stages.train import Train
+
+CACHE, CHECKPOINT, REFERENCE = "cache", "checkpoint", "reference.npy"
+SAMPLES, SAMPLE_TOKENS = 3, 48
+
+
+class Opened(NamedTuple):
+    """The model to train, wrapped and ready, and its text side."""
+
+    model: Any
+    text: Text
+    shape: Shape
+
+
+def open_text(stage: Train, run: Run) -> Text:
+    """The tokenizer of the start or of the vocabulary, and how this stage uses it."""
+    from modelwright.nn import model as models
+
+    ref = stage.start if stage.start is not None else stage.vocab
+    assert ref is not None
+    tokenizer = models.load_tokenizer(run.inputs[ref].path)
+    return Text(tokenizer, stage.template, stage.objective.needs, stage.length)
+
+
+def open_model(stage: Train, run: Run) -> Opened:
+    """Build or load the model, check that packed rows give its own results, and put the adapter in place."""
+    import torch
+
+    from modelwright.nn import model as models
+
+    text = open_text(stage, run)
+    torch.manual_seed(run.seed)
+    if stage.start is not None:
+        model, tokenizer = models.load(run.inputs[stage.start].path)
+        text = text._replace(tokenizer=tokenizer)
+    else:
+        assert stage.model is not None
+        model = models.build(stage.model.config(len(text.tokenizer), stage.length))
+        stage.model.initialise(model)
+    context = getattr(model.config, "max_position_embeddings", None)
+    if context is not None and stage.length > context:
+        raise UserError(
+            f"`length` {stage.length} is more than the {context} tokens that the start can see",
+            "its positions end there",
+            f"set `length: {context}` or less",
+        )
+    if len(text.tokenizer) > models.core(model).get_input_embeddings().weight.shape[0]:
+        raise UserError(
+            "the tokenizer has more tokens than the model has embeddings", f"in {stage.start}", "use the model's own tokenizer"
+        )
+    models.check_packed(model)
+    shape = shape_of(model)
+    if stage.adapter is not None:
+        torch.manual_seed(run.seed)  # the adapter's first weights depend on the seed alone
+        model = stage.adapter.wrap(model)
+    return Opened(model, text, shape)
+
+
+def shape_of(model: Any) -> Shape:
+    config = model.config.get_text_config()
+    return Shape(
+        layers=config.num_hidden_layers,
+        hidden=config.hidden_size,
+        intermediate=config.intermediate_size,
+        heads=config.num_attention_heads,
+        kv_heads=getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
+        vocab=config.vocab_size,
+        tied=bool(config.tie_word_embeddings),
+        head_dim=getattr(config, "head_dim", None) or 0,
+    )
+
+
+def objective_loss(objective: Objective) -> LossFn:
+    """The objective as the loop calls it."""
+    import torch
+
+    def loss(policy: Policy, packed: Packed) -> tuple[Any, Any, dict[str, Any]]:
+        batch = Batch(
+            target_N=packed.target_N,
+            weight_N=torch.ones(len(packed.target_N)),
+            segment_N=packed.segment_N,
+            segments=packed.segments,
+            chosen_P=packed.chosen_P,
+            rejected_P=packed.rejected_P,
+            reference_N=packed.reference_N,
+        )
+        found = objective.loss(policy, batch)
+        return found.total, found.weight, found.metrics
+
+    return loss
+
+
+def products_of(stage: Train, run: Run) -> torch.dtype:
+    """bfloat16 where that was asked for and the processor multiplies in it; else float32, and the log says so."""
+    import torch
+
+    from modelwright.nn.model import has_bf16
+
+    if stage.precision == "fp32":
+        return torch.float32
+    if has_bf16():
+        return torch.bfloat16
+    run.log.note("this processor has no bf16 products (AVX512-BF16 or AMX): they run in float32, more exact and faster here")
+    return torch.float32
+
+
+def train(stage: Train, run: Run) -> Stats:
+    import torch
+
+    assert stage.micro_tokens is not None, "resolve first"
+    threads_before = torch.get_num_threads()
+    torch.set_num_threads(stage.threads or threads_before)
+    try:
+        return _train(stage, run)
+    finally:
+        torch.set_num_threads(threads_before)
+
+
+def _train(stage: Train, run: Run) -> Stats:
+    from modelwright.nn.loop import Trainer
+
+    opened = open_model(stage, run)
+    data = prepared(opened.text, [mix.ref for mix in stage.data], run, run.out / CACHE / "train")
+    plan = plan_of(stage, data, run.seed)
+    dtype = products_of(stage, run)
+    attach = _reference(stage, opened.model, data.rows, dtype, run, run.out / REFERENCE)
+    validate = _validation(stage, opened, dtype, run)
+    optimizers = stage.optimizer.build((n, p) for n, p in opened.model.named_parameters() if p.requires_grad)
+    trainer = Trainer(
+        opened.model.train(),
+        data.rows,
+        plan,
+        optimizers,
+        stage.schedule.factor,
+        objective_loss(stage.objective),
+        _settings(stage, dtype),
+        run.out / CHECKPOINT,
+        attach,
+    )
+    outcome = trainer.fit(_hooks(run, plan.steps, validate))
+    del trainer, optimizers
+    stats = _outcome_stats(stage, opened, data, plan, outcome, dtype)
+    stats.update(finish(stage, run, opened, data, outcome.tokens))
+    shutil.rmtree(run.out / CACHE)
+    shutil.rmtree(run.out / CHECKPOINT, ignore_errors=True)
+    return stats
+
+
+def plan_of(stage: Train, data: Prepared, seed: int) -> Order:
+    from modelwright.nn.order import Source, order
+
+    sources = [
+        Source(begin, data.rows.lengths_R[begin:end], mix.weight, mix.epochs, mix.ref)
+        for mix, begin, end in zip(stage.data, data.firsts, data.firsts[1:], strict=False)
+    ]
+    return order(sources, stage.batch_tokens, seed, stage.steps, stage.epochs)
+
+
+def _settings(stage: Train, dtype: torch.dtype) -> Any:
+    from modelwright.nn.loop import Settings
+
+    assert stage.micro_tokens is not None
+    every = stage.validate_every if stage.validation else 0
+    return Settings(stage.micro_tokens, dtype, stage.clip, stage.log_every, stage.checkpoint_every_s, every)
+
+
+def _hooks(run: Run, steps: int, validate: Callable[[int], None]) -> Any:
+    from modelwright.nn.loop import Hooks
+
+    return Hooks(
+        step=lambda fields: run.log.event("step", **fields),
+        progress=lambda done, loss: run.log.progress(done, steps, "steps", "train", loss=loss),
+        resumed=lambda step: run.log.event("resumed", step=step),
+        validate=validate,
+    )
+
+
+def _reference(stage: Train, model: Any, rows: Rows, dtype: torch.dtype, run: Run, path: Path) -> Callable[[Packed], Packed]:
+    """Adds the frozen start's log-probabilities to a micro-batch; they are computed once, before the first step, and kept."""
+    if not stage.objective.reference:
+        return lambda batch: batch
+    import numpy as np
+    import torch
+
+    from modelwright.nn.loop import target_logps
+
+    if not path.exists():
+        assert stage.micro_tokens is not None
+        found = target_logps(
+            model, rows, stage.micro_tokens, dtype, lambda done: run.log.progress(done, len(rows), "rows", "reference")
+        )
+        temporary = path.with_suffix(".tmp")
+        with temporary.open("wb") as file:
+            np.save(file, found.numpy())
+        temporary.replace(path)
+    logps = torch.from_numpy(np.load(path))
+    starts = np.concatenate([[0], np.cumsum(rows.targets_R)])
+
+    def attach(batch: Packed) -> Packed:
+        return batch._replace(reference_N=torch.cat([logps[starts[row] : starts[row + 1]] for row in batch.rows]))
+
+    return attach
+
+
+def _validation(stage: Train, opened: Opened, dtype: torch.dtype, run: Run) -> Callable[[int], None]:
+    if stage.validation is None:
+        return lambda step: None
+    from modelwright.nn.loop import evaluate
+
+    held = prepared(opened.text, [mix.ref for mix in stage.validation], run, run.out / CACHE / "validation")
+    attach = _reference(stage, opened.model, held.rows, dtype, run, run.out / CACHE / "validation-reference.npy")
+
+    def validate(step: int) -> None:
+        assert stage.micro_tokens is not None
+        found = evaluate(
+            opened.model, held.rows, range(len(held.rows)), objective_loss(stage.objective), stage.micro_tokens, dtype, attach
+        )
+        run.log.event("validation", step=step, **{name: float(f"{value:.6g}") for name, value in found.items()})
+
+    return validate
+
+
+def _outcome_stats(stage: Train, opened: Opened, data: Prepared, plan: Order, outcome: Any, dtype: torch.dtype) -> dict[str, Any]:
+    parameters = list(opened.model.named_parameters())
+    sources = []
+    for mix, begin, end in zip(stage.data, data.firsts, data.firsts[1:], strict=False):
+        mine = plan.rows[(plan.rows >= begin) & (plan.rows < end)]
+        tokens = int(data.rows.lengths_R[mine].sum())
+        sources.append({"ref": mix.ref, "rows": end - begin, "tokens": tokens, "epochs": round(len(mine) / (end - begin), 3)})
+    return {
+        "params": opened.shape.params if stage.adapter is not None else sum(p.numel() for _, p in parameters),
+        "trainable": sum(p.numel() for _, p in parameters if p.requires_grad),
+        "steps": outcome.steps,
+        "tokens": outcome.tokens,
+        "target_tokens": outcome.targets,
+        "rows": data.ledger,
+        "sources": sources,
+        "truncated_tokens": 0,
+        "masked_tokens": outcome.tokens - outcome.targets,
+        "pieces": data.cut_tokens,
+        "loss_first": outcome.loss_first,
+        "loss_last": outcome.loss_last,
+        "seconds": round(outcome.seconds, 3),
+        "tokens_per_s": round(outcome.tokens / max(outcome.seconds, 1e-9), 1),
+        "products": str(dtype).removeprefix("torch."),
+    }
+
+
+# --- the folder that is left ----------------------------------------------------------------------------
+
+
+def finish(stage: Train, run: Run, opened: Opened, data: Prepared, tokens: int) -> dict[str, Any]:
+    """Merge, save and try the model; returns what that measured."""
+    from modelwright.nn import model as models
+
+    found: dict[str, Any] = {}
+    model, text = opened.model.eval(), opened.text
+    if stage.adapter is not None:
+        model, found["merge_drift_nats"] = merge(model, data.rows, run.out / "adapter", stage.start or "")
+    models.unpacked(model)
+    if text.has_template():
+        text.tokenizer.chat_template = text.jinja()
+    ends = [token for token in (text.tokenizer.eos_token_id, text.stop()) if token is not None]
+    if ends:
+        model.generation_config.eos_token_id = sorted(set(ends))
+        model.generation_config.pad_token_id = ends[0]
+        model.config.eos_token_id = ends[0]
+    model.generation_config.do_sample = False
+    model.config.bos_token_id = model.generation_config.bos_token_id = text.tokenizer.bos_token_id
+    models.save(model, text.tokenizer, run.out)
+    found["samples"] = samples(model, text, run, [mix.ref for mix in stage.validation or stage.data])
+    size = sum(path.stat().st_size for path in run.out.glob("*.safetensors"))
+    facts = Facts(type="model", tokens=tokens, bytes=float(size), shape=opened.shape, measured=True)
+    found["facts"] = {"": facts.model_dump(mode="json")}
+    return found
+
+
+def merge(model: Any, rows: Rows, folder: Path, start: str) -> tuple[Any, float]:
+    """Save the adapter in PEFT's format, merge it, and measure what rounding in the merge changed: the largest difference of
+    a target's log-probability on the first rows, in nats."""
+    import torch
+
+    from modelwright.nn import model as models
+    from modelwright.nn.rows import pack
+
+    batch = pack(rows, range(min(4, len(rows))))
+
+    def logps() -> torch.Tensor:
+        with torch.no_grad():
+            trunk = models.Trunk(model)
+            return trunk.policy(batch.ids_T, batch.layout, batch.position_N, batch.target_N, torch.float32).logps()
+
+    before_N = logps()
+    with models.quiet():
+        model.save_pretrained(folder, save_embedding_layers=False)  # else PEFT asks the Hub for the base model
+    (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty form
+    note = folder / "adapter_config.json"
+    tree = json.loads(note.read_text())
+    # a path of this machine means nothing elsewhere, and PEFT writes a set in no fixed order
+    tree.update(base_model_name_or_path=start, target_modules=sorted(tree["target_modules"]))
+    note.write_text(json.dumps(tree, indent=2, sort_keys=True) + "\n")
+    model = model.merge_and_unload()
+    return model, float((logps() - before_N).abs().max())
+
+
+def samples(model: Any, text: Text, run: Run, refs: list[str]) -> list[dict[str, str]]:
+    """What the model says now to the first prompts of its rows; greedy."""
+    import torch
+
+    from modelwright.methods.sources import open_records
+    from modelwright.methods.templates import encoder, marks, render
+    from modelwright.nn import model as models
+
+    bos, eos = marks(text.tokenizer)
+    found = []
+    for record in open_records(run.inputs[refs[0]], run.log):
+        last = max((i for i, m in enumerate(record.messages) if m.get("role") == "assistant"), default=len(record.messages))
+        prompt = render(text.jinja(), record.messages[:last], True, bos=bos, eos=eos) if record.messages else record.text[:80]
+        ids = encoder(text.tokenizer)([prompt])[0][: text.length]
+        room = min(SAMPLE_TOKENS, text.length - len(ids))
+        if not ids or room < 1:
+            continue
+        with torch.no_grad(), models.quiet():
+            out = model.generate(
+                torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.long), max_new_tokens=room
+            )
+        found.append({"prompt": prompt, "answer": text.tokenizer.decode(out[0, len(ids) :], skip_special_tokens=True)})
+        if len(found) == SAMPLES:
+            break
+    return found

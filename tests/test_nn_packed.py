@@ -1,0 +1,171 @@
+"""Packed rows: the same numbers as separate forward passes, and no document sees another."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import Gemma3TextConfig, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
+
+from modelwright.core.errors import UserError
+from modelwright.nn import model as models
+from modelwright.nn.attention import Layout, Segment
+from modelwright.nn.forward import Decoder
+
+SIZES = {
+    "vocab_size": 97,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+CONFIGS = {
+    "llama": LlamaConfig(**SIZES, tie_word_embeddings=True),
+    "llama untied": LlamaConfig(**SIZES, tie_word_embeddings=False),
+    "mistral window": MistralConfig(**SIZES, sliding_window=8),
+    "qwen2": Qwen2Config(**SIZES),
+    "qwen3": Qwen3Config(**SIZES, head_dim=16),
+    "gemma3 window": Gemma3TextConfig(**SIZES, head_dim=16, sliding_window=8),
+}
+BRANCHES = Layout([Segment(0, 10), Segment(10, 17, 0), Segment(17, 30, 0), Segment(30, 36)])
+
+
+def made(name: str) -> torch.nn.Module:
+    torch.manual_seed(0)
+    model = models.build(CONFIGS[name])
+    with torch.no_grad():
+        for parameter in model.parameters():  # norms and biases of a fresh model are all 1 and 0, which hides errors
+            if parameter.ndim == 1:
+                parameter.uniform_(0.5, 1.5)
+    models.packed(model)
+    return model
+
+
+def hidden(model: torch.nn.Module, ids: torch.Tensor, layout: Layout, own: bool = True) -> torch.Tensor:
+    return models.Trunk(model, own).hidden(ids, layout, torch.float32)
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["ours", "transformers"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_packed_equals_separate(name: str, own: bool) -> None:
+    model = made(name)
+    ids = torch.randint(0, 97, (36,))
+    packed = hidden(model, ids, BRANCHES, own)
+    prompt, chosen, rejected, other = ids[:10], ids[10:17], ids[17:30], ids[30:]
+    models.unpacked(model)
+
+    def alone(*parts: torch.Tensor) -> torch.Tensor:
+        return model.base_model(input_ids=torch.cat(parts)[None]).last_hidden_state[0]
+
+    assert torch.allclose(packed[:17], alone(prompt, chosen), atol=1e-5)
+    assert torch.allclose(packed[17:30], alone(prompt, rejected)[10:], atol=1e-5)
+    assert torch.allclose(packed[30:], alone(other), atol=1e-5)
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["ours", "transformers"])
+def test_no_document_sees_another(own: bool) -> None:
+    model = made("llama")
+    ids = torch.randint(0, 97, (36,))
+    before = hidden(model, ids, BRANCHES, own)
+    for begin, end, touched in ((30, 36, (30, 36)), (17, 30, (17, 30)), (10, 17, (10, 17))):
+        changed = ids.clone()
+        changed[begin:end] = (changed[begin:end] + 1) % 97
+        after = hidden(model, changed, BRANCHES, own)
+        same = torch.ones(36, dtype=torch.bool)
+        same[touched[0] : touched[1]] = False
+        assert torch.equal(before[same], after[same])
+        assert not torch.allclose(before[~same], after[~same])
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral window", "qwen2"])
+def test_our_forward_has_transformers_gradients(name: str) -> None:
+    model = made(name)
+    assert Decoder.of(model) is not None
+    ids, direction = torch.randint(0, 97, (36,)), torch.randn(36, 64)
+    found = []
+    for own in (True, False):
+        model.zero_grad()
+        for _ in range(2):  # the second adds to the first
+            (hidden(model, ids, BRANCHES, own) * direction).sum().backward()
+        found.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+    assert found[0].keys() == found[1].keys()
+    for key, ours in found[0].items():
+        scale = max(float(found[1][key].abs().max()), 1.0)
+        assert torch.allclose(ours, found[1][key], atol=1e-5 * scale), key
+
+
+def test_bf16_stays_close() -> None:
+    model = made("llama")
+    ids = torch.randint(0, 97, (36,))
+    exact = hidden(model, ids, BRANCHES)
+    for own in (True, False):
+        half = models.Trunk(model, own).hidden(ids, BRANCHES, torch.bfloat16)
+        assert float((half - exact).detach().abs().max()) < 0.1
+        assert not torch.equal(half, exact)
+
+
+def test_adapters_run_through_transformers() -> None:
+    from modelwright.methods.adapters.lora import LoRA
+
+    model = LoRA(rank=2).wrap(made("llama"))
+    trunk = models.Trunk(model)
+    assert trunk.decoder is None
+    assert trunk.hidden(torch.arange(36), BRANCHES, torch.float32).shape == (36, 64)
+
+
+def test_layouts_are_checked() -> None:
+    with pytest.raises(AssertionError, match="follow"):
+        Layout([Segment(0, 4), Segment(5, 9)])
+    with pytest.raises(AssertionError, match="parent"):
+        Layout([Segment(0, 4, 1), Segment(4, 9)])
+    assert Layout([Segment(0, 3), Segment(3, 5, 0), Segment(5, 6, 0)]).positions().tolist() == [0, 1, 2, 3, 4, 3]
+
+
+def test_the_check_finds_logits_changed_behind_the_head() -> None:
+    model = made("llama")
+    models.check_packed(model)
+    model.lm_head.register_forward_hook(lambda module, args, out: out * 1.5 if out.ndim == 3 else out)
+    with pytest.raises(UserError, match="does not give the same result"):
+        models.check_packed(model)
+
+
+def test_attention_that_cannot_be_registered_is_refused() -> None:
+    model = made("llama")
+    type(model)._supports_attention_backend = False
+    try:
+        with pytest.raises(UserError, match="attention interface"):
+            models.packed(model)
+    finally:
+        del type(model)._supports_attention_backend
+
+
+def test_soft_caps_are_refused() -> None:
+    from modelwright.nn.attention import packed_attention
+
+    query = torch.zeros(1, 2, 4, 8)
+    with pytest.raises(UserError, match="softcap"):
+        packed_attention(torch.nn.Identity(), query, query, query, None, segments=Layout([Segment(0, 4)]), softcap=30.0)
+
+
+def test_round_trip_and_refusals(tmp_path) -> None:
+    from tests import train_kit
+
+    model = made("llama")
+    models.unpacked(model)
+    tokenizer = models.load_tokenizer(train_kit.tokenizer(tmp_path / "vocab"))
+    models.save(model, tokenizer, tmp_path / "model")
+    again, read = models.load(tmp_path / "model")
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True))
+    assert read("the red fox")["input_ids"] == tokenizer("the red fox")["input_ids"]
+
+    with pytest.raises(UserError, match="holds no model"):
+        models.load(tmp_path)
+    weights = tmp_path / "model" / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match="cannot be opened"):
+        models.load(tmp_path / "model")
+    weights.unlink()
+    (tmp_path / "model" / "pytorch_model.bin").write_bytes(b"a pickle")
+    with pytest.raises(UserError, match="pickle"):
+        models.load(tmp_path / "model")
