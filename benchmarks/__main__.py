@@ -1,4 +1,4 @@
-"""`python -m benchmarks NAME` runs one; `python -m benchmarks all` runs all and writes docs/benchmarks.md from their own output."""
+"""`python -m benchmarks NAME` runs one; `all [NAME ...]` runs them and writes docs/benchmarks.md from their own output."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ def machine() -> str:
 
     here = this_machine()
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in PACKAGES)
-    return f"{here.name}, {here.cores} cores, {bytes_text(here.memory_bytes)}, {platform.system()}, Python {platform.python_version()}; {versions}"
+    size = f"{here.cores} cores, {bytes_text(here.memory_bytes)}"
+    return f"{here.name}, {size}, {platform.system()}, Python {platform.python_version()}; {versions}"
 
 
 def run(name: str) -> tuple[str, str]:

@@ -14,7 +14,20 @@ from modelwright.core.spec import Kinds, Spec
 from modelwright.core.stage import STAGES
 
 ROOT = Path(__file__).parents[1] / "src" / "modelwright"
-HEAVY = {"torch", "transformers", "numpy", "peft", "tokenizers", "matplotlib", "datasets", "safetensors", "gguf", "xllamacpp", "fastapi", "uvicorn"}
+HEAVY = {
+    "torch",
+    "transformers",
+    "numpy",
+    "peft",
+    "tokenizers",
+    "matplotlib",
+    "datasets",
+    "safetensors",
+    "gguf",
+    "xllamacpp",
+    "fastapi",
+    "uvicorn",
+}
 
 # ring -> rings of ours that it may import, inside functions too
 MAY_IMPORT = {
@@ -155,7 +168,11 @@ def test_nothing_of_this_machine_is_committed():
     listed = subprocess.run(["git", "ls-files"], cwd=root, capture_output=True, text=True, check=False).stdout.split()
     for name in listed:
         path = root / name
-        if path.suffix in (".py", ".md", ".yaml", ".toml", ".sh", ".txt", "") and path.is_file() and path.name != Path(__file__).name:
+        if (
+            path.suffix in (".py", ".md", ".yaml", ".toml", ".sh", ".txt", "")
+            and path.is_file()
+            and path.name != Path(__file__).name
+        ):
             text = path.read_text(errors="replace")
             for leak in ("/work/", "/root/", "/opt/pypi", "../shared"):
                 assert leak not in text, f"{name} holds {leak}"

@@ -58,7 +58,11 @@ def test_good_recipe_loads():
         ("split: true}", "split: true", ["not valid YAML"]),
         ("corpus: {kind", "Corpus!: {kind", ["cannot name a stage"]),
         ("stages:", "stage:", ["needs stages"]),
-        ("count: 4", "count: 0, sleep_s: 1", ["recipe:4 stages.corpus.sleep_s", "'sleep_s' would be ignored", "nothing to wait for"]),
+        (
+            "count: 4",
+            "count: 0, sleep_s: 1",
+            ["recipe:4 stages.corpus.sleep_s", "'sleep_s' would be ignored", "nothing to wait for"],
+        ),
     ],
 )
 def test_faults_have_place_cause_and_mend(old, new, expected):
@@ -95,8 +99,15 @@ def test_override_faults():
 
 @pytest.mark.parametrize(
     ("content", "expected"),
-    [(None, "there is no file"), (b"", "a recipe is a mapping"), (b"\xff\xfe", "not UTF-8"), (b"- 1\n- 2\n", "a recipe is a mapping"),
-     (b"x" * 2_000_000, "too many for a recipe"), (b"a: !!python/object:os.system {}\n", "recipe"), (b"a: &a [*a]\n", "")],
+    [
+        (None, "there is no file"),
+        (b"", "a recipe is a mapping"),
+        (b"\xff\xfe", "not UTF-8"),
+        (b"- 1\n- 2\n", "a recipe is a mapping"),
+        (b"x" * 2_000_000, "too many for a recipe"),
+        (b"a: !!python/object:os.system {}\n", "recipe"),
+        (b"a: &a [*a]\n", ""),
+    ],
 )
 def test_files_that_are_no_recipe(tmp_path, content, expected):
     path = tmp_path / "recipe.yaml"

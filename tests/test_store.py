@@ -49,7 +49,9 @@ def test_second_run_is_cached_and_a_change_remakes_only_what_depends_on_it(tmp_p
 def test_manifest_tells_how_it_was_made(tmp_path):
     manifest = run(TEXT, Store(tmp_path))["base"].artifact.manifest
     assert manifest["spec"]["rate"] == 0.1 and manifest["parents"]["corpus"]["stage"] == "corpus"
-    assert manifest["actual"]["seconds"] >= 0 and manifest["actual"]["peak_bytes"] > 1e6 and manifest["estimate"]["seconds"]["why"]
+    assert (
+        manifest["actual"]["seconds"] >= 0 and manifest["actual"]["peak_bytes"] > 1e6 and manifest["estimate"]["seconds"]["why"]
+    )
     assert set(manifest["files"]) == {"weights.bin", "metrics.jsonl"}
 
 
@@ -109,7 +111,7 @@ def test_a_bug_keeps_its_own_type(tmp_path):
 
 
 def test_not_enough_disk_is_known_before(tmp_path):
-    with pytest.raises(UserError, match="needs about .* of disk"):
+    with pytest.raises(UserError, match=r"needs about .* of disk"):
         run(TEXT, Store(tmp_path), "stages.corpus.count=1000000000000000")
 
 
@@ -131,7 +133,11 @@ def test_verify_finds_every_sort_of_change(tmp_path):
     (artifact.path / "extra.txt").write_text("x")
     (artifact.path / "metrics.jsonl").unlink()
     faults = " ".join(store.verify(artifact))
-    assert "weights.bin: its content changed" in faults and "extra.txt: not in the manifest" in faults and "metrics.jsonl: missing" in faults
+    assert (
+        "weights.bin: its content changed" in faults
+        and "extra.txt: not in the manifest" in faults
+        and "metrics.jsonl: missing" in faults
+    )
 
 
 def _make(root):
@@ -155,7 +161,9 @@ def test_two_processes_make_one_artifact(tmp_path):
 def test_why_names_the_field_and_the_parent(tmp_path):
     store = Store(tmp_path)
     run(TEXT, store)
-    reasons = {r.stage: r for r in why(prepare(loads(TEXT, ["stages.corpus.count=9", "stages.base.rate=0.5", "seed=3"]), store), store)}
+    reasons = {
+        r.stage: r for r in why(prepare(loads(TEXT, ["stages.corpus.count=9", "stages.base.rate=0.5", "seed=3"]), store), store)
+    }
     assert reasons["other"].state == "cached"
     assert reasons["corpus"].changes == ("count: 4 -> 9",)
     assert "data.0.ref: corpus is another artifact now (see corpus)" in reasons["base"].changes

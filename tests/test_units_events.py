@@ -7,18 +7,24 @@ from modelwright.core.units import bytes_text, count_text, seconds_text
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(0, "0"), (312, "312"), (28_100, "28.1k"), (999_700, "1M"), (4_500_000, "4.5M"), (0.5, "0.5"), (999_400, "999k")]
+    ("value", "text"),
+    [(0, "0"), (312, "312"), (28_100, "28.1k"), (999_700, "1M"), (4_500_000, "4.5M"), (0.5, "0.5"), (999_400, "999k")],
 )
 def test_counts(value, text):
     assert count_text(value) == text
 
 
-@pytest.mark.parametrize(("value", "text"), [(0, "0 B"), (999_700, "1 MB"), (1_240_000_000, "1.24 GB"), (5e15, "5000 TB"), (12, "12 B")])
+@pytest.mark.parametrize(
+    ("value", "text"), [(0, "0 B"), (999_700, "1 MB"), (1_240_000_000, "1.24 GB"), (5e15, "5000 TB"), (12, "12 B")]
+)
 def test_bytes(value, text):
     assert bytes_text(value) == text
 
 
-@pytest.mark.parametrize(("value", "text"), [(0.04, "0.0 s"), (9.96, "10 s"), (59.6, "1 min 00 s"), (200, "3 min 20 s"), (3599.7, "1 h 00 min"), (3900, "1 h 05 min")])
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.04, "0.0 s"), (9.96, "10 s"), (59.6, "1 min 00 s"), (200, "3 min 20 s"), (3599.7, "1 h 00 min"), (3900, "1 h 05 min")],
+)
 def test_seconds(value, text):
     assert seconds_text(value) == text
 

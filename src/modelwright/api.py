@@ -226,7 +226,7 @@ class Project:
         for type_ in ("export", "model"):
             for step in reversed(steps):
                 if step.stage.produces == type_ and step.artifact is not None:
-                    return step.artifact.path
+                    return Path(step.artifact.path)
         raise UserError(f"{self.path} has no finished model", fix=f"modelwright run {self.path}")
 
     def write_report(self, outcomes: Sequence[work.Outcome] = (), seconds: float = 0.0) -> Path | None:
@@ -250,7 +250,7 @@ class Project:
         view = RunView(
             self.recipe.name, self.loaded.tree.text, tuple(views), self.plan().machine, time.strftime("%Y-%m-%d %H:%M"), seconds
         )
-        folder = self.store.root / "reports" / self.recipe.name
+        folder = Path(self.store.root) / "reports" / str(self.recipe.name)
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in (("report.html", render(view)), ("model_card.md", model_card(view))):
             (folder / f"{name}.tmp").write_text(text, encoding="utf-8")

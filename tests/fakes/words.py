@@ -32,7 +32,15 @@ class Words(Stage):
 
     def estimate(self, given: Given) -> Estimate:
         facts = Facts(type="records", rows=self.count)
-        return estimate(0.1 * self.count, "0.1 s a row", 1e6, "fixed", 10.0 * self.count, "10 B a row", {part: facts for part in self.parts() or ("",)})
+        return estimate(
+            0.1 * self.count,
+            "0.1 s a row",
+            1e6,
+            "fixed",
+            10.0 * self.count,
+            "10 B a row",
+            {part: facts for part in self.parts() or ("",)},
+        )
 
     def checks(self, run: Run):
         from modelwright.core.stage import Check
@@ -45,6 +53,12 @@ class Words(Stage):
         if self.fail == "disk":
             raise OSError(28, "No space left on device")
         for part in self.parts() or ("all",):
-            write_records(run.out / f"{part}.jsonl", (Record(str(i), text=f"row {i}") for i in run.log.track(range(self.count), "rows")))
+            write_records(
+                run.out / f"{part}.jsonl", (Record(str(i), text=f"row {i}") for i in run.log.track(range(self.count), "rows"))
+            )
         time.sleep(self.sleep_s)
-        return {"rows_in": self.count, "rows_out": self.count, "facts": {part: {"type": "records", "rows": self.count} for part in self.parts() or ("",)}}
+        return {
+            "rows_in": self.count,
+            "rows_out": self.count,
+            "facts": {part: {"type": "records", "rows": self.count} for part in self.parts() or ("",)},
+        }

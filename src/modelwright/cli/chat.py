@@ -78,7 +78,7 @@ class Chat:
 
     def say(self, text: str) -> None:
         """Send a message and print the answer as it comes. Ctrl-C stops the answer and keeps what was said."""
-        from modelwright.methods.engines import Request, Sampling
+        from modelwright.methods.engines import Request, Sampling, without_lead
 
         self.history.append({"role": "user", "content": "\n\n".join([*self.attached, text])})
         try:
@@ -97,7 +97,7 @@ class Chat:
         pieces: list[Delta] = []
         stopped = False
         try:
-            for delta in stream:
+            for delta in without_lead(stream):
                 pieces.append(delta)
                 _print(delta.text)
         except KeyboardInterrupt:

@@ -10,7 +10,7 @@ import secrets
 import time
 from typing import Any, NamedTuple
 
-from modelwright.methods.engines import Delta, Engine, Request
+from modelwright.methods.engines import Delta, Engine, Request, without_lead
 
 
 class Job(NamedTuple):
@@ -72,7 +72,7 @@ def logprobs(job: Job, engine: Engine, deltas: list[Delta], offset: int) -> dict
 
 def whole(job: Job, engine: Engine, deltas: list[Delta]) -> dict[str, Any]:
     """The answer in one piece."""
-    text = "".join(delta.text for delta in deltas)
+    text = "".join(delta.text for delta in (without_lead(deltas) if job.chat else deltas))
     choice: dict[str, Any] = {"index": 0, "finish_reason": finish(deltas), "logprobs": logprobs(job, engine, deltas, 0)}
     if job.chat:
         choice["message"] = {"role": "assistant", "content": text, "refusal": None}

@@ -82,8 +82,11 @@ class Reply(Response):
         if job.chat:
             yield answers.chunk(job, engine, None, first=True)
         delta, tokens, offset = first, 0, 0
+        begun = not job.chat  # a chat's answer loses the one space that some templates set before it, as in `without_lead`
         while True:
-            yield answers.chunk(job, engine, delta, offset=offset)
+            shown = delta if begun or not delta.text else delta._replace(text=delta.text.removeprefix(" "))
+            begun = begun or bool(delta.text)
+            yield answers.chunk(job, engine, shown, offset=offset)
             tokens += len(delta.tokens)
             offset += len(delta.text)
             if delta.finish:

@@ -7,6 +7,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from modelwright.core.errors import UserError
+from modelwright.core.events import Log
 from modelwright.core.record import Record
 from modelwright.core.stage import Check, Run
 from modelwright.methods.sources import open_records
@@ -16,7 +17,7 @@ from modelwright.stages._train_rows import Ledger, Text, encode
 
 if TYPE_CHECKING:
     from modelwright.nn.rows import Row
-    from modelwright.stages.train import Train
+    from modelwright.stages._train_spec import Training
 
 SLICE_ROWS = 64
 """Records of each source that are looked at: seconds, not minutes."""
@@ -26,9 +27,9 @@ LOSS_TOLERANCE = 1e-4
 """Largest relative difference of the loss between ways to batch the same rows, in float32."""
 
 
-def checks(stage: Train, run: Run) -> Iterator[Check]:
+def checks(stage: Training, run: Run) -> Iterator[Check]:
     text = _train_run.open_text(stage, run)
-    records = [r for mix in stage.data for r in islice(open_records(run.inputs[mix.ref], run.log), SLICE_ROWS)]
+    records = [r for mix in stage.data for r in islice(open_records(run.inputs[mix.ref], Log(None)), SLICE_ROWS)]
     ledger = Ledger()
     rows = list(encode(text, records, ledger))
     yield _rows_left(ledger)
@@ -99,7 +100,7 @@ def _end_of_turn(text: Text, rows: list[Row]) -> Check:
     )
 
 
-def _invariance(stage: Train, run: Run, rows: list[Row]) -> Check:
+def _invariance(stage: Training, run: Run, rows: list[Row]) -> Check:
     """The loss of some rows: all packed in one, and each alone and accumulated. Float32, no dropout."""
     import shutil
 

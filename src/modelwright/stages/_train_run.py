@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from modelwright.core.errors import UserError
+from modelwright.core.events import Log
 from modelwright.core.stage import Facts, Run, Shape, Stats
 from modelwright.methods.objectives import Batch, Objective
 from modelwright.stages._train_rows import Prepared, Text, prepared
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from modelwright.nn.loop import LossFn
     from modelwright.nn.order import Order
     from modelwright.nn.rows import Packed, Rows
-    from modelwright.stages.train import Train
+    from modelwright.stages._train_spec import Training
 
 CACHE, CHECKPOINT, REFERENCE = "cache", "checkpoint", "reference.npy"
 SAMPLES, SAMPLE_TOKENS = 3, 48
@@ -34,7 +35,7 @@ class Opened(NamedTuple):
     shape: Shape
 
 
-def open_text(stage: Train, run: Run) -> Text:
+def open_text(stage: Training, run: Run) -> Text:
     """The tokenizer of the start or of the vocabulary, and how this stage uses it."""
     from modelwright.nn import model as models
 
@@ -44,7 +45,7 @@ def open_text(stage: Train, run: Run) -> Text:
     return Text(tokenizer, stage.template, stage.objective.needs, stage.length)
 
 
-def open_model(stage: Train, run: Run) -> Opened:
+def open_model(stage: Training, run: Run) -> Opened:
     """Build or load the model, check that packed rows give its own results, and put the adapter in place."""
     import torch
 
@@ -112,7 +113,7 @@ def objective_loss(objective: Objective) -> LossFn:
     return loss
 
 
-def products_of(stage: Train, run: Run) -> torch.dtype:
+def products_of(stage: Training, run: Run) -> torch.dtype:
     """bfloat16 where that was asked for and the processor multiplies in it; else float32, and the log says so."""
     import torch
 
@@ -126,7 +127,7 @@ def products_of(stage: Train, run: Run) -> torch.dtype:
     return torch.float32
 
 
-def train(stage: Train, run: Run) -> Stats:
+def train(stage: Training, run: Run) -> Stats:
     import torch
 
     assert stage.micro_tokens is not None, "resolve first"
@@ -138,7 +139,7 @@ def train(stage: Train, run: Run) -> Stats:
         torch.set_num_threads(threads_before)
 
 
-def _train(stage: Train, run: Run) -> Stats:
+def _train(stage: Training, run: Run) -> Stats:
     from modelwright.nn.loop import Trainer
 
     opened = open_model(stage, run)
@@ -168,7 +169,7 @@ def _train(stage: Train, run: Run) -> Stats:
     return stats
 
 
-def plan_of(stage: Train, data: Prepared, seed: int) -> Order:
+def plan_of(stage: Training, data: Prepared, seed: int) -> Order:
     from modelwright.nn.order import Source, order
 
     sources = [
@@ -178,7 +179,7 @@ def plan_of(stage: Train, data: Prepared, seed: int) -> Order:
     return order(sources, stage.batch_tokens, seed, stage.steps, stage.epochs)
 
 
-def _settings(stage: Train, dtype: torch.dtype) -> Any:
+def _settings(stage: Training, dtype: torch.dtype) -> Any:
     from modelwright.nn.loop import Settings
 
     assert stage.micro_tokens is not None
@@ -197,7 +198,7 @@ def _hooks(run: Run, steps: int, validate: Callable[[int], None]) -> Any:
     )
 
 
-def _reference(stage: Train, model: Any, rows: Rows, dtype: torch.dtype, run: Run, path: Path) -> Callable[[Packed], Packed]:
+def _reference(stage: Training, model: Any, rows: Rows, dtype: torch.dtype, run: Run, path: Path) -> Callable[[Packed], Packed]:
     """Adds the frozen start's log-probabilities to a micro-batch; they are computed once, before the first step, and kept."""
     if not stage.objective.reference:
         return lambda batch: batch
@@ -224,7 +225,7 @@ def _reference(stage: Train, model: Any, rows: Rows, dtype: torch.dtype, run: Ru
     return attach
 
 
-def _validation(stage: Train, opened: Opened, dtype: torch.dtype, run: Run) -> Callable[[int], None]:
+def _validation(stage: Training, opened: Opened, dtype: torch.dtype, run: Run) -> Callable[[int], None]:
     if stage.validation is None:
         return lambda step: None
     from modelwright.nn.loop import evaluate
@@ -242,7 +243,9 @@ def _validation(stage: Train, opened: Opened, dtype: torch.dtype, run: Run) -> C
     return validate
 
 
-def _outcome_stats(stage: Train, opened: Opened, data: Prepared, plan: Order, outcome: Any, dtype: torch.dtype) -> dict[str, Any]:
+def _outcome_stats(
+    stage: Training, opened: Opened, data: Prepared, plan: Order, outcome: Any, dtype: torch.dtype
+) -> dict[str, Any]:
     parameters = list(opened.model.named_parameters())
     sources = []
     for mix, begin, end in zip(stage.data, data.firsts, data.firsts[1:], strict=False):
@@ -271,7 +274,7 @@ def _outcome_stats(stage: Train, opened: Opened, data: Prepared, plan: Order, ou
 # --- the folder that is left ----------------------------------------------------------------------------
 
 
-def finish(stage: Train, run: Run, opened: Opened, data: Prepared, tokens: int) -> dict[str, Any]:
+def finish(stage: Training, run: Run, opened: Opened, data: Prepared, tokens: int) -> dict[str, Any]:
     """Merge, save and try the model; returns what that measured."""
     from modelwright.nn import model as models
 
@@ -335,7 +338,7 @@ def samples(model: Any, text: Text, run: Run, refs: list[str]) -> list[dict[str,
 
     bos, eos = marks(text.tokenizer)
     found = []
-    for record in open_records(run.inputs[refs[0]], run.log):
+    for record in open_records(run.inputs[refs[0]], Log(None)):
         last = max((i for i, m in enumerate(record.messages) if m.get("role") == "assistant"), default=len(record.messages))
         prompt = render(text.jinja(), record.messages[:last], True, bos=bos, eos=eos) if record.messages else record.text[:80]
         ids = encoder(text.tokenizer)([prompt])[0][: text.length]

@@ -105,6 +105,11 @@ class Train(Stage):
             found = {name: "`start` brings its own" for name in ("model", "vocab") if getattr(self, name) is not None}
         if self.validation is None:
             found["validate_every"] = "there is no `validation`"
+        for index, mix in enumerate(self.validation or ()):
+            own = {"weight": mix.weight, "epochs": mix.epochs}
+            found |= {
+                f"validation.{index}.{name}": "the loss is measured on each row once" for name, value in own.items() if value
+            }
         return found
 
     def resolve(self, given: Given) -> Train:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar, NamedTuple, Protocol
@@ -111,6 +111,16 @@ class EngineSpec(Spec):
 
     def open(self, model: Path) -> Engine:
         raise NotImplementedError
+
+
+def without_lead(pieces: Iterable[Delta]) -> Iterator[Delta]:
+    """A chat's answer without the one space that some templates and tokenizers set before it."""
+    begun = False
+    for piece in pieces:
+        if not begun and piece.text:
+            begun = True
+            piece = piece._replace(text=piece.text.removeprefix(" "))
+        yield piece
 
 
 class Picked(NamedTuple):

@@ -1,0 +1,252 @@
+"""The law of use for data: sources, steps, formats, templates, tokenizers."""
+
+from __future__ import annotations
+
+import random
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from modelwright.core.events import Log
+from modelwright.core.record import Record, write_records
+from modelwright.core.stage import Input, Run
+from modelwright.methods.steps import Cut, Drop
+from modelwright.methods.templates import render
+from tests.law_kit import Seen, Subject
+from tests.test_data_steps import CODE, PROSE, prose, vary
+
+CHAT = [{"role": "user", "content": "How late?"}, {"role": "assistant", "content": "Five past 10."}]
+ROWS = """
+{"text": "One document.", "content": "Another document."}
+{"text": "Two documents.", "content": "Yet another."}
+"""
+CHATS = """
+{"messages": [{"role": "user", "content": "Hello?"}, {"role": "assistant", "content": "Yes."}], "prompt": "a", "completion": "b"}
+"""
+TORN = '{"text": "whole"}\n{"text": "torn\n{"text": "whole again"}\n'
+
+
+class Listening(Log):
+    """Keeps the events, without what changes with the machine."""
+
+    def __init__(self) -> None:
+        self.heard: list[Any] = []
+        super().__init__(None, lambda name, fields: self.heard.append([name, fields]) if name != "progress" else None)
+
+
+def files(folder: Path) -> Path:
+    """Files to read and packages to look at; tests change into this folder."""
+    for name, text in {
+        "rows/one.jsonl": ROWS,
+        "rows/deep/two.json": '[{"text": "A list."}]',
+        "mixed.jsonl": CHATS,
+        "bad/bad.jsonl": TORN,
+        "notes/a.md": "First part.\n\nSecond part,\nwith two lines.\n",
+        "notes/b.txt": "Plain text.\n",
+        "other/c.txt": "Another folder.\n",
+        "dataset/data/train.jsonl": '{"text": "train"}\n',
+        "dataset/data/test.jsonl": '{"text": "test"}\n',
+        "dataset/more/train-2.jsonl": '{"text": "more"}\n',
+        "other-set/train.jsonl": '{"text": "of the other set"}\n',
+        "site/lawone/__init__.py": _module(0),
+        "site/lawone/deep.py": _module(40),
+        "site/lawone/tests/test_deep.py": _module(80),
+        "site/lawtwo/__init__.py": _module(120),
+        "site/law_dist-2.5.dist-info/METADATA": "Metadata-Version: 2.4\nName: law-dist\nVersion: 2.5\n\nA readme.\n",
+        "site/law_dist-2.5.dist-info/RECORD": "lawone/__init__.py,,\nlawone/deep.py,,\n",
+        "site/law_dist-2.5.dist-info/top_level.txt": "lawone\n",
+    }.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text, encoding="utf-8")
+    (folder / "bad" / "bad.txt").write_bytes(b"\xff\xfe\x00")
+    (folder / "bad" / "good.txt").write_text("good\n")
+    held = Record("h", text="z", meta={"source": CODE[0], "origin": "z"})
+    write_records(folder / "held.jsonl", [held])
+    write_records(folder / "held2.jsonl", [Record("h", text=PROSE[0])])
+    return folder
+
+
+def _module(first: int) -> str:
+    """Functions short and long, of which many raise the same, with answers short and long."""
+    parts = []
+    for n in range(first, first + 24):
+        error = "ValueError" if n % 3 else f"Error{n}"
+        more = "".join(f"    total += other_{n}_{i}(name_{n}, {i})\n" for i in range(n % 9))
+        parts.append(
+            f"def take_{n}(name_{n}, limit={n * 7}, *rest):\n"
+            f'    """Take number {n} from the list{" and say at length what became of it" * (n % 2)}."""\n'
+            f"    if not name_{n}:\n        raise {error}(name_{n})\n    total = limit\n{more}    return total + len(rest)\n"
+        )
+    return "\n\n".join(parts)
+
+
+def _records(records: Any) -> list[Any]:
+    return [[r.id, r.text, r.messages, r.chosen, r.rejected, r.meta] for r in records]
+
+
+def see_source(spec: Any, bench: Any) -> Seen:
+    log = Listening()
+    rows = _records(spec.rows({}, log))
+    return Seen(rows, log.heard, [spec.digest(), spec.size_bytes(), spec.facts(1e6).model_dump(), spec.bytes_per_s])
+
+
+ASKED = {
+    "package": "lawone",
+    "min_chars": 1,
+    "max_chars": 2000,
+    "sorts": ["parameters", "raises", "complete", "summary"],
+    "per_object": 9,
+}
+ASKED_BASES: dict[str, dict[str, Any]] = {
+    "common": {**ASKED, "common": 1.0},
+    "per_object": {**ASKED, "per_object": 4, "common": 1.0},
+    "include": {**ASKED, "include": ["*"]},
+}
+ASKED_OTHERS = {
+    "package": "lawtwo",
+    "include": ["*deep.py"],
+    "exclude": ["*deep.py"],
+    "sorts": ["raises"],
+    "min_chars": 300,
+    "max_chars": 300,
+    "code_chars": 200,
+    "common": 0.3,
+}
+
+
+def _asked(kind: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    bases = {kind: ASKED, **{f"{kind}.{name}": tree for name, tree in ASKED_BASES.items()}}
+    return bases, {f"{kind}.{name}": value for name, value in ASKED_OTHERS.items()}
+
+
+_QUESTIONS, _PREFERENCES = _asked("python_questions"), _asked("python_preferences")
+SOURCES = Subject(
+    see_source,
+    bases={
+        "jsonl": {"path": "./rows/"},
+        "jsonl.format": {"path": "./mixed.jsonl"},
+        "jsonl.on_bad": {"path": "./bad/bad.jsonl"},
+        "hub": {"dataset": "./dataset/"},
+        "hub.format": {"dataset": "./mixed.jsonl"},
+        "hub.on_bad": {"dataset": "./bad/bad.jsonl"},
+        "text": {"path": "./notes/"},
+        "text.on_bad": {"path": "./bad/"},
+        "python_package": {"package": "lawone"},
+        **_QUESTIONS[0],
+        "python_questions.turns": {**ASKED, "common": 1.0},
+        **_PREFERENCES[0],
+        "python_preferences.faults": {**ASKED, "common": 1.0},
+    },
+    others={
+        "jsonl.path": "./mixed.jsonl",
+        "jsonl.format": {"kind": "prompt_completion"},
+        "hub.dataset": "./other-set/",
+        "hub.format": {"kind": "prompt_completion"},
+        "text.path": "./other/",
+        "python_package.package": "lawtwo",
+        "python_package.include": ["*deep.py"],
+        "python_package.exclude": ["*deep.py"],
+        **_QUESTIONS[1],
+        **_PREFERENCES[1],
+    },
+)
+
+
+# --- steps ----------------------------------------------------------------------------------------------
+
+
+@cache
+def documents() -> list[Record]:
+    """Rows of which each threshold drops some: prose, code, duplicates near and exact, licences, what was made from others."""
+    licences = ("MIT", "GPL-3.0", "")
+    rows = [Record(f"prose{i}", text=text, meta={"licence": licences[i % 3], "license": "MIT"}) for i, text in enumerate(PROSE)]
+    rows += [Record(f"code{i}.py", text=text, meta={"licence": "PSF-2.0", "license": "none"}) for i, text in enumerate(CODE)]
+    for seed in range(40):  # pairs close to minhash's threshold
+        text = prose(seed + 1000, 150)
+        rows += [Record(f"first{seed}", text=text), Record(f"second{seed}", text=vary(text, 3, seed))]
+    rows.append(Record("spaced", text=PROSE[0].replace(" ", "  "), meta={"licence": "MIT"}))
+    rows.append(Record("made", text="x", meta={"source": CODE[0], "licence": "MIT"}))
+    rows.append(Record("made2", text="y", meta={"origin": CODE[0], "licence": "MIT"}))
+    rows.append(Record("turned", text="z", meta={"source": " ".join(reversed(CODE[0].split()))}))  # the same words, no n-gram
+    rows.append(Record("short", text=prose(60, 30)))
+    return rows
+
+
+def see_step(spec: Any, bench: Any, seed: int = 0) -> Seen:
+    """What becomes of each row. Details are left out: they repeat bounds."""
+    names = ("./held.jsonl", "./held2.jsonl")
+    run = Run(Path(), {name: Input(name, "path", Path(name)) for name in names}, seed, Log(None))
+    outcome: list[Any] = []
+    for result in spec.apply(iter(documents()), run):
+        if isinstance(result, Drop):
+            outcome.append([result.record.id, "dropped", result.reason])
+        elif isinstance(result, Cut):
+            outcome.append([result.record.id, result.reason, result.pieces, result.chars, result.record.text])
+        else:
+            outcome.append([result.id, result.text])
+    return Seen(outcome, effort=spec.keeps())
+
+
+STEPS = Subject(
+    see_step,
+    bases={"held_out": {"against": "./held.jsonl"}},
+    others={"held_out.against": "./held2.jsonl"},
+)
+
+
+# --- formats, templates, tokenizers -----------------------------------------------------------------------
+
+LAYOUTS: list[dict[str, Any]] = [
+    {"instruction": "Add", "input": "1 and 2", "output": "3"},
+    {"messages": CHAT, "dialogue": CHAT[::-1], "x": 1},
+    {"dialogue": CHAT},
+    {"conversations": CHAT, "conversation": CHAT * 2},
+    {"prompt": "2 + 2?", "completion": "4", "question": "3 + 3?", "answer": "6"},
+    {"prompt": "2 + 2?", "chosen": "4", "rejected": "5", "better": "four", "worse": "five"},
+    {"text": "A document.", "content": "Another."},
+]
+
+
+def see_format(spec: Any, bench: Any) -> Seen:
+    found: list[Any] = []
+    for row in LAYOUTS:
+        try:
+            found.append([bool(spec.fits(row)), *_records([spec.record(row, "name")])])
+        except ValueError:  # its text repeats the keys
+            found.append("cannot be read")
+    return Seen(found)
+
+
+def see_auto(spec: Any, bench: Any) -> Seen:
+    """Looks at rows that change their layout."""
+    layout, reason = spec.settle([{"text": "a"}, {"prompt": "a", "completion": "b"}], "rows.jsonl")
+    return Seen([layout.model_dump()["kind"], reason])
+
+
+FORMATS = Subject(
+    lambda spec, bench: see_auto(spec, bench) if type(spec).__name__ == "Auto" else see_format(spec, bench),
+    bases={
+        name: {"prompt": "prompt", "completion": "completion"}
+        for name in ("prompt_completion.prompt", "prompt_completion.completion")
+    },
+)
+
+
+def see_template(spec: Any, bench: Any) -> Seen:
+    return Seen([render(spec.jinja(), CHAT[:turns], turns == 1, eos="<end>") for turns in (1, 2)])
+
+
+TEMPLATES = Subject(see_template)
+
+
+def see_tokenizer(spec: Any, bench: Any) -> Seen:
+    """The vocabulary that comes of a small text, and how it cuts another."""
+    draw = random.Random(0)
+    texts = [f"{prose(seed, 60)} {draw.randrange(10**6)} 1984 1984" for seed in range(12)]
+    tokenizer = spec.train(iter(texts), ("<|end|>",))
+    return Seen(
+        [tokenizer.get_vocab_size(), tokenizer.encode("the river of 1984").tokens, spec.pre_tokenizer()], effort=spec.vocab_size()
+    )
+
+
+TOKENIZERS = Subject(see_tokenizer, bases={"bpe": {"size": 340}})

@@ -1,0 +1,115 @@
+"""The law of use, its static half: combinations that ignore a key, for every reason that the code knows."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import textwrap
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from modelwright.core.spec import Spec
+from tests.law_kit import FAMILIES, Tree, inner_specs, table
+from tests.law_kit_data import ASKED
+from tests.law_kit_stages import EVALUATE, FROM, NATIVE, TRAIN, TWO
+
+
+class Refusal(NamedTuple):
+    """`tree` is legal; with `value` at `path` it is refused, because nothing would read the value."""
+
+    family: str
+    kind: str
+    tree: Tree
+    path: str
+    value: Any
+    says: str
+
+
+def in_a_stage(row: Refusal) -> tuple[Tree, str]:
+    """A stage with this spec and without the key, and the key's path in it."""
+    tree = {"kind": row.kind, **_whole(row.tree)}
+    if row.family == "stages":
+        return tree, row.path
+    if row.family == "sources":
+        return {"kind": "curate", "source": [tree]}, f"source.0.{row.path}"
+    if row.family == "steps":
+        return {"kind": "curate", "source": [{"kind": "jsonl", "path": "./rows.jsonl"}], "steps": [tree]}, f"steps.0.{row.path}"
+    assert row.family == "optimizers", "say here which stage holds this family"
+    adapter = {"kind": "lora", "rank": 2}
+    return {"kind": "train", **_whole({**TRAIN, **FROM, "adapter": adapter, "optimizer": tree})}, f"optimizer.{row.path}"
+
+
+def _whole(tree: Tree) -> Tree:
+    return {key: value for key, value in tree.items() if value is not ...}
+
+
+_MEMORY = {key: value for key, value in ASKED.items() if not key.endswith("_chars")} | {"sorts": ["where", "purpose"]}
+_EXPORT = {"model": "./model/", "format": {"kind": "safetensors"}}
+REFUSALS = [
+    Refusal("sources", "jsonl", {"path": "earlier"}, "match", "*.jsonl", "rows of an earlier stage"),
+    Refusal("sources", "jsonl", {"path": "earlier"}, "format", "messages", "rows of an earlier stage"),
+    Refusal("sources", "jsonl", {"path": "earlier"}, "on_bad", "drop", "rows of an earlier stage"),
+    Refusal("sources", "python_package", {"package": "lawtwo"}, "docs", False, "no documentation of its own"),
+    Refusal("sources", "python_questions", {**ASKED, "sorts": ["raises"]}, "code_chars", 50, "no `complete`"),
+    Refusal("sources", "python_preferences", {**ASKED, "sorts": ["raises"]}, "code_chars", 50, "no `complete`"),
+    Refusal("sources", "python_questions", {**ASKED, "sorts": ["complete"]}, "answer_chars", 5, "the only sort"),
+    Refusal("sources", "python_questions", _MEMORY, "min_chars", 500, "show no source"),
+    Refusal("sources", "python_questions", _MEMORY, "max_chars", 70, "show no source"),
+    Refusal("sources", "python_questions", _MEMORY, "turns", 3, "no chat has one to share"),
+    Refusal("steps", "sample", {"rows": 3}, "share", 0.9, "already says how many"),
+    Refusal("steps", "code_quality", {"parses": False}, "max_table_frac", 0.0, "`parses` is off"),
+    Refusal("optimizers", "muon", {}, "adamw_lr", 0.1, "neither embeddings nor norms"),
+    Refusal("optimizers", "muon", {}, "adamw_weight_decay", 0.5, "neither embeddings nor norms"),
+    Refusal("stages", "train", {**TRAIN, **FROM}, "vocab", "./words/", "brings its own"),
+    Refusal("stages", "train", {**TRAIN, **FROM}, "model", {"kind": "llama", "depth": 1}, "brings its own"),
+    Refusal("stages", "train", TRAIN, "validate_every", 2, "there is no `validation`"),
+    Refusal("stages", "train", {**TRAIN, "validation": TWO}, "validation.0.epochs", 3.0, "on each row once"),
+    Refusal("stages", "train", {**TRAIN, "data": [{"ref": "./texts.jsonl"}]}, "data.0.weight", 5.0, "relative to the others'"),
+    Refusal(
+        "stages",
+        "train",
+        {**TRAIN, "data": [{**mix, "epochs": 2.0} for mix in TWO], "steps": 2},
+        "data.0.weight",
+        5.0,
+        "already fixes how much",
+    ),
+    Refusal(
+        "stages",
+        "evaluate",
+        {**EVALUATE, "engine": NATIVE, "gates": [{"task": "perplexity", "at_most": 1e9}]},
+        "gates.0.not_worse_than_against",
+        True,
+        "no `against`",
+    ),
+    Refusal("stages", "export", _EXPORT, "proof_rows", 1, "there is no `data`"),
+    Refusal("stages", "export", {**_EXPORT, "data": [{"ref": "./chats.jsonl"}]}, "data.0.epochs", 2.0, "at most once"),
+]
+
+
+# --- every reason in the code -------------------------------------------------------------------------
+
+
+def classes() -> set[type[Spec]]:
+    """Every class of ours that says which of its fields are unused."""
+    found: set[type[Spec]] = set()
+    for family in [*FAMILIES, "stages"]:
+        for kind in table(family).names():
+            for cls in (table(family).load(kind), *inner_specs(table(family).load(kind))):
+                found.update(base for base in cls.__mro__ if "unused" in vars(base) and base is not Spec)
+    return found
+
+
+def reasons(cls: type[Spec]) -> Iterator[tuple[str, ...]]:
+    """The fixed parts of each reason that `cls.unused` may give."""
+    function: Any = ast.parse(textwrap.dedent(inspect.getsource(vars(cls)["unused"]))).body[0]
+    inside = {id(part) for node in ast.walk(function) if isinstance(node, ast.JoinedStr) for part in node.values}
+    docstring = function.body[0].value if isinstance(function.body[0], ast.Expr) else None
+    for node in ast.walk(function):
+        if isinstance(node, ast.JoinedStr):
+            parts = tuple(p.value for p in node.values if isinstance(p, ast.Constant))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in inside and node is not docstring:
+            parts = (node.value,)
+        else:
+            continue
+        if any(" " in part.strip() for part in parts):  # else the name of a field
+            yield parts
