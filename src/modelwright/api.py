@@ -248,7 +248,13 @@ class Project:
         if not any(view.manifest for view in views):
             return None
         view = RunView(
-            self.recipe.name, self.loaded.tree.text, tuple(views), self.plan().machine, time.strftime("%Y-%m-%d %H:%M"), seconds
+            self.recipe.name,
+            self.loaded.tree.text,
+            tuple(views),
+            self.plan().machine,
+            time.strftime("%Y-%m-%d %H:%M"),
+            seconds,
+            self.recipe.description,
         )
         folder = Path(self.store.root) / "reports" / str(self.recipe.name)
         folder.mkdir(parents=True, exist_ok=True)

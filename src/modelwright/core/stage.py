@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, NamedTuple
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from modelwright.core.events import Log
 from modelwright.core.spec import Kinds, Spec
@@ -65,8 +65,23 @@ def _as_mix(value: Any) -> Any:
     return tuple({"ref": item} if isinstance(item, str) else item for item in items)
 
 
-Refs = Annotated[tuple[Mix, ...], BeforeValidator(_as_mix, json_schema_input_type=str | list[str | Mix]), Field(min_length=1)]
-"""Field type: one reference or a list of `{ref, weight, epochs}`."""
+def _all_or_none(mixes: tuple[Mix, ...]) -> tuple[Mix, ...]:
+    shared = [mix for mix in mixes if mix.epochs is None]
+    if any(mix.weight is not None for mix in shared) and any(mix.weight is None for mix in shared):
+        lacks = ", ".join(mix.ref for mix in shared if mix.weight is None)
+        raise ValueError(
+            f"a weight is relative to the others': give every source a `weight` (or its own `epochs`); {lacks} has none"
+        )
+    return mixes
+
+
+Refs = Annotated[
+    tuple[Mix, ...],
+    BeforeValidator(_as_mix, json_schema_input_type=str | list[str | Mix]),
+    Field(min_length=1),
+    AfterValidator(_all_or_none),
+]
+"""Field type: one reference or a list of `{ref, weight, epochs}`; weights for all of them or for none."""
 
 
 class Address(NamedTuple):

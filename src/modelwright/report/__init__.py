@@ -39,6 +39,8 @@ class RunView(NamedTuple):
     """When, as text."""
     seconds: float
     """How long this run took, cached stages and all."""
+    description: str = ""
+    """The recipe's own sentence about the model."""
 
 
 def render(run: RunView) -> str:

@@ -144,7 +144,8 @@ def _tested(run: RunView) -> list[str]:
 
 def _use(run: RunView) -> list[str]:
     tested = _tested(run)
-    said = [f"Made by the recipe {run.recipe}; it is meant for what that recipe's data shows it and for nothing else."]
+    said = [run.description] if run.description else []
+    said += [f"Made by the recipe {run.recipe}; it is meant for what that recipe's data shows it and for nothing else."]
     if tested:
         said.append("Tested for: " + "; ".join(tested) + ". For any other use there is no evidence here.")
     else:

@@ -176,7 +176,8 @@ def plan_of(stage: Training, data: Prepared, seed: int) -> Order:
         Source(begin, data.rows.lengths_R[begin:end], mix.weight, mix.epochs, mix.ref)
         for mix, begin, end in zip(stage.data, data.firsts, data.firsts[1:], strict=False)
     ]
-    return order(sources, stage.batch_tokens, seed, stage.steps, stage.epochs)
+    epochs = stage.epochs or (None if stage.steps else 1.0)  # neither is given where every source has its own
+    return order(sources, stage.batch_tokens, seed, stage.steps, epochs)
 
 
 def _settings(stage: Training, dtype: torch.dtype) -> Any:

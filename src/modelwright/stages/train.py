@@ -80,7 +80,10 @@ class Train(Stage):
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
-        if (self.steps is None) == (self.epochs is None):
+        own = all(mix.epochs is not None for mix in self.data)  # then the data says how long
+        if own and self.epochs is not None:
+            raise PydanticCustomError("budget", "every source has its own `epochs`: leave the stage's out, or give `steps`")
+        if not own and (self.steps is None) == (self.epochs is None):
             raise PydanticCustomError("budget", "give exactly one of `steps` and `epochs`: it says how long to train")
         if self.start is None and (self.model is None or self.vocab is None):
             lacks = "`model`" if self.model is None else "`vocab`"
@@ -151,7 +154,7 @@ class Train(Stage):
             or costs.micro_tokens(shape, self.batch_tokens, self.precision == "bf16", self.adapter is not None),
             length=self.length,
             steps=self.steps,
-            epochs=self.epochs,
+            epochs=self.epochs or (None if self.steps else sum(mix.epochs or 0 for mix in self.data) / len(self.data)),
             data_tokens=1e6 if tokens is None else tokens,
             target_frac=target,
             reference=self.objective.reference,

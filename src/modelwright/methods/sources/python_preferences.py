@@ -1,7 +1,7 @@
 """python_preferences: pairs of a right and a plausible wrong answer about a package's functions, derived without importing it.
 
 Source: rejected answers made from right ones by known faults, as in Bai et al. 2022, arXiv:2212.08073 (AI-labelled
-pairs), here without a model; the questions are those of `python_questions`, the faults and what they stand for are in `_python_wrong.py`.
+pairs), here without a model. The questions are those of `python_questions`, the faults are described in `_python_wrong.py`.
 """
 
 from __future__ import annotations
