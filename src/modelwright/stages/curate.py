@@ -92,17 +92,18 @@ class Curate(Stage):
         facts, seconds, unknown = self._sources(given)
         bytes_in = sum(fact.bytes or 0.0 for fact in facts)
         flow = bytes_in
+        rows = [fact.rows for fact in facts]
+        count = sum(r for r in rows if r is not None) if None not in rows else None
         slowest = ("reading", seconds)
         for step in self.steps:
             cost = flow / step.bytes_per_s
             seconds += cost
             slowest = max(slowest, (_kind(step), cost), key=lambda pair: pair[1])
-            flow *= step.keeps()
+            share = step.keeps(count)
+            flow *= share
+            count = count * share if count is not None else None
         held = any(step.holds for step in self.steps) or self.split is not None
         memory = BASE_BYTES + (HELD_BYTES_PER_BYTE * bytes_in if held else 0)
-        rows = [fact.rows for fact in facts]
-        kept = flow / bytes_in if bytes_in else 1.0
-        count = sum(r for r in rows if r is not None) * kept if None not in rows else None
         why = f"{bytes_text(bytes_in)} of text through {len(self.steps)} steps, {slowest[0]} takes longest"
         if unknown:
             why += f"; how much {', '.join(unknown)} holds is not known yet"

@@ -59,7 +59,7 @@ class PythonAsked(PythonTree):
     decorator, count, summary (the docstring is shown). Written: describe (the docstring is taken out), complete (code). From
     memory: where, signature_of, purpose."""
     min_chars: int = Field(60, ge=1, examples=[150])
-    """Shortest source asked about, in characters; memory questions take any. Default: the bare experiment of issue 2."""
+    """Shortest source asked about, in characters; memory questions take any. Default: shorter ones say little."""
     max_chars: int = Field(600, ge=1, examples=[200])
     """Longest source asked about, in characters; raising it makes prompts longer and copying harder. Default: as `min_chars`."""
     answer_chars: int = Field(120, ge=1, examples=[12])

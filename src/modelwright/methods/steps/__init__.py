@@ -43,8 +43,8 @@ class Step(Spec):
     judges: ClassVar[bool] = True
     """True: a drop says something of the data, so the stage's limits count it; False: it was asked for (a sample)."""
 
-    def keeps(self) -> float:
-        """Share of the bytes that goes on, for estimates; 1 where only the data can tell."""
+    def keeps(self, rows: float | None) -> float:
+        """Share of the bytes that goes on, for estimates; 1 where only the data can tell. `rows`: how many come in, if known."""
         return 1.0
 
     def apply(self, rows: Iterator[Record], run: Run) -> Iterator[Record | Cut | Drop]:

@@ -35,8 +35,10 @@ class Sample(Step):
     def unused(self, context: Spec) -> dict[str, str]:
         return {"share": "`rows` already says how many stay"} if self.rows is not None else {}
 
-    def keeps(self) -> float:
-        return self.share if self.rows is None else 1.0
+    def keeps(self, rows: float | None) -> float:
+        if self.rows is None:
+            return self.share
+        return min(1.0, self.rows / rows) if rows else 1.0
 
     def apply(self, rows: Iterator[Record], run: Run) -> Iterator[Record | Drop]:
         if self.rows is None:

@@ -1,0 +1,79 @@
+"""External inputs: Hub references resolved to commits and read from a cache that is made on the spot; local files by digest."""
+
+import pytest
+
+from modelwright.core.errors import UserError
+from modelwright.core.execute import execute, prepare
+from modelwright.core.external import Digests, hub_commit, hub_files
+from modelwright.core.recipe import loads
+from modelwright.core.stage import Accepts, Machine, parse_ref
+from modelwright.core.store import Store
+
+COMMIT, OTHER = "a" * 40, "b" * 40
+ROWS = Accepts(("records",))
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A Hub cache with one data set, as huggingface_hub lays it out."""
+    home = tmp_path / "hf"
+    monkeypatch.setenv("HF_HOME", str(home))
+    monkeypatch.setenv("HF_HUB_CACHE", str(home / "hub"))
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    repo = home / "hub" / "datasets--org--name"
+    (repo / "refs").mkdir(parents=True)
+    (repo / "refs" / "main").write_text(COMMIT)
+    for commit, text in ((COMMIT, "one"), (OTHER, "two")):
+        (repo / "snapshots" / commit).mkdir(parents=True)
+        (repo / "snapshots" / commit / "rows.jsonl").write_text(f'{{"text": "{text}"}}\n')
+    return repo
+
+
+def test_a_branch_becomes_the_commit_of_the_cache(hub):
+    assert hub_commit(parse_ref("hf:org/name@main"), ROWS, False, "here") == COMMIT
+    assert hub_commit(parse_ref("hf:org/name"), ROWS, False, "here") == COMMIT
+    assert hub_commit(parse_ref(f"hf:org/name@{OTHER}"), ROWS, False, "here") == OTHER
+
+
+def test_an_unknown_branch_is_not_guessed(hub):
+    with pytest.raises(UserError, match="is not pinned"):
+        hub_commit(parse_ref("hf:org/name@next"), ROWS, False, "here")
+    with pytest.raises(UserError, match="cannot be resolved"):
+        hub_commit(parse_ref("hf:org/name@next"), ROWS, True, "here")
+
+
+def test_files_come_from_the_pinned_snapshot(hub):
+    folder = hub_files(parse_ref(f"hf:org/name@{OTHER}"), OTHER, ROWS, "here")
+    assert (folder / "rows.jsonl").read_text() == '{"text": "two"}\n'
+    with pytest.raises(UserError, match="cannot be fetched"):
+        hub_files(parse_ref("hf:org/missing"), COMMIT, ROWS, "here")
+
+
+def test_the_commit_is_in_the_key_and_the_stage_reads_it(hub, tmp_path, fakes):
+    store = Store(tmp_path / "store")
+    text = "name: a\nstages:\n  base: {kind: learn, data: 'hf:org/name@%s'}\n"
+    keys = {c: prepare(loads(text % c), store)[0].key for c in ("main", COMMIT, OTHER)}
+    assert keys[COMMIT] != keys[OTHER]
+    outcome = next(iter(execute(loads(text % OTHER), store, Machine("m", 1, 1e9), lambda event, fields: None)))
+    assert outcome.artifact.manifest["parents"][f"hf:org/name@{OTHER}"]["key"] == OTHER
+
+
+def test_digests_of_folders_see_names_and_contents(tmp_path):
+    digests = Digests(tmp_path / "digests.json")
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "a.txt").write_text("x")
+    first = digests.path(folder)
+    digests.save()
+    assert Digests(tmp_path / "digests.json").path(folder) == first
+    (folder / "a.txt").rename(folder / "b.txt")
+    assert digests.path(folder) != first
+
+
+def test_a_torn_digest_cache_is_forgotten(tmp_path):
+    (tmp_path / "digests.json").write_text('{"a": ["1:')
+    (tmp_path / "a").write_text("x")
+    assert len(Digests(tmp_path / "digests.json").file(tmp_path / "a")) == 64

@@ -1,0 +1,58 @@
+"""Ctrl-C and a full disk in every stage kind: nothing half-made counts as made, what was finished stays, the same run goes on."""
+
+import shutil
+
+import pytest
+
+from modelwright.core.errors import StageFailed
+from modelwright.core.execute import execute
+from modelwright.core.spec import Kinds
+from modelwright.core.stage import STAGES
+from modelwright.core.store import Store
+from tests import law_kit_stages as kit
+
+KINDS = Kinds("modelwright.stages", STAGES.base).names()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("interrupt")
+    kit.files(path)
+    return path
+
+
+def recipe(kind, folder):
+    return kit.loaded({"kind": kind, **kit.BASES[kind]}, folder)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("fault", ["ctrl-c", "full disk"])
+def test_every_stage_can_be_stopped_anywhere(kind, fault, folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(folder)
+    store, loaded = Store(tmp_path / "store"), recipe(kind, folder)
+    total = 0
+
+    def count(event, fields):
+        nonlocal total
+        total += event == "progress"
+
+    *_, done = execute(loaded, store, kit.MACHINE, count, gates=False)
+    shutil.rmtree(done.artifact.path)
+    for stop_at in sorted({1, max(1, total // 2), max(1, total)}):
+        seen = 0
+
+        def stop(event, fields, stop_at=stop_at):
+            nonlocal seen
+            seen += event == "progress"
+            if seen == stop_at and event == "progress":
+                raise KeyboardInterrupt if fault == "ctrl-c" else OSError(28, "No space left on device")
+
+        with pytest.raises(KeyboardInterrupt if fault == "ctrl-c" else StageFailed):
+            list(execute(loaded, store, kit.MACHINE, stop, gates=False))
+        assert store.find(done.artifact.manifest["type"], done.artifact.key) is None
+    *_, again = execute(loaded, store, kit.MACHINE, count, gates=False)
+    assert again.state == "made" and store.verify(again.artifact) == [] and store.unfinished() == []
+    before, after = done.artifact.manifest["files"], again.artifact.manifest["files"]
+    for name in before:
+        if name not in ("metrics.jsonl", "optimizer.json"):
+            assert before[name]["sha256"] == after[name]["sha256"], f"{name} differs from that of the undisturbed run"
