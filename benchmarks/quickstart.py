@@ -27,6 +27,11 @@ def main() -> dict:
     again = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     again_s = time.monotonic() - start
     assert all(stage["state"] == "cached" for stage in again["stages"])
+    return figures(first_s, again_s)
+
+
+def figures(first_s: float, again_s: float) -> dict:
+    """The table and the numbers of the run that is in STORE."""
     manifests = {s.name: s.artifact.manifest for s in load(RECIPE, store=STORE).steps() if s.artifact}
     rows = [
         {
@@ -41,15 +46,26 @@ def main() -> dict:
     ]
     print(text_table(rows))
     print(f"\nfirst run {seconds_text(first_s)}, second run (all cached) {seconds_text(again_s)}")
-    exact = {
-        f"{name} {metric['name']} {metric['group'] or 'all'}": round(metric["value"], 4)
-        for name, m in manifests.items()
-        for metric in m["stats"].get("metrics", [])
-    }
+    results = [
+        {
+            "stage": name,
+            "task": m["task"],
+            "metric": m["name"],
+            "group": m["group"] or "all",
+            "value": f"{m['value']:.4g}",
+            "95 % interval": f"{m['low']:.4g} to {m['high']:.4g}",
+            "items": str(m["n"]),
+        }
+        for name, manifest in manifests.items()
+        for m in manifest["stats"].get("metrics", [])
+        if not m["group"] or m["task"] == "from_prompt"
+    ]
+    print("\n" + text_table(results))
+    headline = {f"{r['stage']} {r['task']} {r['metric']}": float(r["value"]) for r in results if r["group"] == "all"}
     return {
         "seconds": round(first_s, 1),
         "cached_s": round(again_s, 2),
         "stages": {name: m["actual"]["seconds"] for name, m in manifests.items()},
         "peak_bytes": {name: m["actual"]["peak_bytes"] for name, m in manifests.items()},
-        "metrics": exact,
+        "metrics": headline,
     }

@@ -199,7 +199,9 @@ BASES: dict[str, Tree] = {
     },
     "train.data.0.epochs": {"data": TWO, "steps": ..., "epochs": 1.0},
     "train.validation.0.ref": {"validation": "./texts.jsonl"},
-    "train.validation.0.weight": {"validation": [{"ref": "./texts.jsonl", "weight": 1.0}, {"ref": "./texts2.jsonl", "weight": 1.0}]},
+    "train.validation.0.weight": {
+        "validation": [{"ref": "./texts.jsonl", "weight": 1.0}, {"ref": "./texts2.jsonl", "weight": 1.0}]
+    },
     "train.validation.0.epochs": {"validation": TWO},
     "train.validate_every": {"validation": "./texts2.jsonl"},
     "train.start": FROM,
