@@ -79,7 +79,7 @@ def test_a_later_stage_is_named_as_such():
 
 
 def test_all_faults_at_once():
-    text = GOOD.replace("count: 4", "cuont: 4").replace("weight: 2", "weight: x").replace("start: base", "start: nowhere")
+    text = GOOD.replace("count: 4", "cuont: 4").replace("start: base", "start: nowhere\n    rate: fast")
     with pytest.raises(UserErrors) as caught:
         loads(text)
     assert len(caught.value.errors) == 3

@@ -6,9 +6,10 @@
 >>> result = project.run()
 """
 
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # the name is what type checkers know; importing `typing` would cost half of the command's start
 if TYPE_CHECKING:
+    from typing import Any
+
     from modelwright.api import ArtifactView, Plan, Project, Result, load
     from modelwright.core.errors import UserError
 
@@ -16,7 +17,7 @@ __version__ = "0.1.0"
 __all__ = ["ArtifactView", "Plan", "Project", "Result", "UserError", "load"]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     """Import on first use, so that the command's start and `import modelwright` cost nothing (PEP 562)."""
     if name not in __all__:
         raise AttributeError(f"module 'modelwright' has no attribute {name!r}")

@@ -72,8 +72,8 @@ def headline(manifest: dict) -> str:  # type: ignore[type-arg]
     if kind == "train":
         return f"loss {stats['loss_first']:.2f} -> {stats['loss_last']:.2f}, {stats['tokens_per_s']:,.0f} tokens/s"
     if kind == "evaluate":
-        best = [m for m in stats["metrics"] if not m["group"]][:3]
-        return ", ".join(f"{m['name']} {m['value']:.3g} [{m['low']:.3g}, {m['high']:.3g}]" for m in best)
+        first = next(m for m in stats["metrics"] if not m["group"])
+        return f"{first['task']}: {first['name']} {first['value']:.3g} [{first['low']:.3g}, {first['high']:.3g}]"
     if kind == "export":
         return f"{stats['format']}, {bytes_text(stats['bytes'])}"
     return ""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 from pydantic import BaseModel, Field, ValidationError
+from pydantic_core import PydanticCustomError
 
 from modelwright.core.errors import UserError, UserErrors
 from modelwright.core.places import Loc, Tree, override, parse_yaml, read_yaml
@@ -139,21 +140,20 @@ class Fault(NamedTuple):
 
 def build(kinds: Kinds, value: Any, loc: Loc) -> tuple[Spec | None, list[Fault]]:
     """`value` as one of `kinds`, or every fault in it."""
-
-    class Holder(BaseModel):
-        node: Annotated[Spec, kinds]
-
     try:
-        return Holder.model_validate({"node": value}).node, []
-    except ValidationError as error:
-        return None, faults_of(error, Holder, loc, skip=1)
+        return kinds.build(value), []
+    except PydanticCustomError as error:
+        context = error.context or {}
+        if error.type == "nested":
+            return None, [fault for inner in context["errors"] for fault in faults_of(inner, context["cls"], loc)]
+        return None, [_fault({"type": error.type, "msg": error.message(), "ctx": context, "loc": (), "input": value}, Spec, loc)]
 
 
-def faults_of(error: ValidationError, cls: type[BaseModel], loc: Loc, skip: int = 0) -> list[Fault]:
+def faults_of(error: ValidationError, cls: type[BaseModel], loc: Loc) -> list[Fault]:
     """pydantic's errors in our words; those of nested kinds come inside `ctx` (see Kinds)."""
     faults: list[Fault] = []
     for item in error.errors(include_url=False):
-        at = (*loc, *item["loc"][skip:])
+        at = (*loc, *item["loc"])
         if item["type"] == "nested":
             for inner in item["ctx"]["errors"]:
                 faults += faults_of(inner, item["ctx"]["cls"], at)

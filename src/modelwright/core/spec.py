@@ -163,24 +163,25 @@ class Kinds:
                     return path
         raise AssertionError(f"{kind} has no file in {self.package}")
 
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
-        def validate(value: Any) -> Any:
-            if isinstance(value, Spec):
-                return value  # made in Python
-            if isinstance(value, str):
-                value = {"kind": value}
-            if not isinstance(value, dict) or "kind" not in value:
-                raise PydanticCustomError("no_kind", "needs `kind:`, one of {names}", {"names": ", ".join(self.names())})
-            if not isinstance(value["kind"], str):
-                raise PydanticCustomError("no_kind", "`kind` must be a word, one of {names}", {"names": ", ".join(self.names())})
-            cls = self.load(value["kind"])
-            try:
-                return cls.model_validate(value)
-            except ValidationError as error:  # pydantic would fold all of it into one line
-                raise PydanticCustomError(
-                    "nested", "{count} faults inside", {"count": error.error_count(), "errors": [error], "cls": cls}
-                ) from None
+    def build(self, value: Any) -> Spec:
+        """A spec from `{kind: …}` or a bare word; PydanticCustomError where that fails."""
+        if isinstance(value, Spec):
+            return value  # made in Python
+        if isinstance(value, str):
+            value = {"kind": value}
+        if not isinstance(value, dict) or "kind" not in value:
+            raise PydanticCustomError("no_kind", "needs `kind:`, one of {names}", {"names": ", ".join(self.names())})
+        if not isinstance(value["kind"], str):
+            raise PydanticCustomError("no_kind", "`kind` must be a word, one of {names}", {"names": ", ".join(self.names())})
+        cls = self.load(value["kind"])
+        try:
+            return cls.model_validate(value)
+        except ValidationError as error:  # pydantic would fold all of it into one line
+            raise PydanticCustomError(
+                "nested", "{count} faults inside", {"count": error.error_count(), "errors": [error], "cls": cls}
+            ) from None
 
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
         def union(_: core_schema.CoreSchema, handle: Any) -> dict[str, Any]:
             variants = [handle(self.load(kind).__pydantic_core_schema__) for kind in self.names()]
             return {
@@ -192,7 +193,7 @@ class Kinds:
             }
 
         return core_schema.no_info_plain_validator_function(
-            validate,
+            self.build,
             metadata={"pydantic_js_functions": [union]},
             serialization=core_schema.plain_serializer_function_ser_schema(
                 lambda v: v.model_dump(mode="json") if isinstance(v, Spec) else v
