@@ -37,6 +37,8 @@ def test_every_stage_can_be_stopped_anywhere(kind, fault, folder, tmp_path, monk
         total += event == "progress"
 
     *_, done = execute(loaded, store, kit.MACHINE, count, gates=False)
+    if total == 0:
+        return  # done before there was anything to show
     shutil.rmtree(done.artifact.path)
     for stop_at in sorted({1, max(1, total // 2), max(1, total)}):
         seen = 0

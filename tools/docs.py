@@ -51,7 +51,7 @@ def methods_page() -> str:
             rows = [(n, i) for n, i in cls.model_fields.items() if n != "kind"]
             if rows:
                 out += ["| field | default | meaning |", "|---|---|---|"]
-                out += [f"| `{n}` | {default(i)} | {cell(i.description or '')} |" for n, i in rows] + [""]
+                out += [f"| `{n}` | {default(i)} | {cell(cls.field_docs().get(n, ''))} |" for n, i in rows] + [""]
     return "\n".join(out).rstrip() + "\n"
 
 

@@ -173,8 +173,9 @@ def _fault(item: dict[str, Any], cls: type[BaseModel], at: Loc) -> Fault:
             (f"did you mean {near[0]!r}? " if near else "") + f"Keys here: {', '.join(names) or 'none'}",
         )
     if kind == "missing":
-        info = _model_at(cls, item["loc"][:-1]).model_fields.get(str(at[-1]))
-        return Fault(at, f"needs {at[-1]!r}", _first_sentence(info.description) if info and info.description else "")
+        owner = _model_at(cls, item["loc"][:-1])
+        said = owner.field_docs().get(str(at[-1]), "") if issubclass(owner, Spec) else ""
+        return Fault(at, f"needs {at[-1]!r}", _first_sentence(said))
     if kind == "unknown_kind":
         near = item["ctx"]["near"]
         return Fault(
