@@ -160,7 +160,9 @@ def test_an_interrupted_answer_is_kept(engine, monkeypatch, capsys):
 
 
 TERMINAL = """
+import signal
 import sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job hands on an ignored one
 from modelwright.cli import chat
 from modelwright.methods import engines
 from tests.fake_engine import FakeEngine
@@ -185,7 +187,6 @@ def test_in_a_terminal(tmp_path):
         cwd=tmp_path,
         env=environment,
         start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job hands on an ignored one
     )
     os.close(theirs)
     shown, seen = b"", 0

@@ -105,12 +105,9 @@ def _docs_in(module: str) -> dict[str, dict[str, str]]:
         if isinstance(node, ast.ClassDef):
             fields = found.setdefault(node.name, {})
             for field, after in zip(node.body, node.body[1:], strict=False):
-                named = isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
-                said = (
-                    isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) and isinstance(after.value.value, str)
-                )
-                if named and said:
-                    fields[field.target.id] = inspect.cleandoc(after.value.value)  # type: ignore[union-attr, attr-defined]
+                match field, after:
+                    case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                        fields[name] = inspect.cleandoc(text)
     return found
 
 
