@@ -9,15 +9,19 @@ import pytest
 
 from modelwright.core.errors import UserError
 from modelwright.methods.templates import (
+    BREAK,
     TEMPLATES,
     Template,
+    broken,
     encode_chat,
     encode_chats,
+    encode_prompt,
     encoder,
     parity,
     parity_check,
     render,
     spans,
+    special_tokens,
 )
 
 LLAMA3 = (
@@ -235,3 +239,19 @@ def test_own_template_and_its_fields(fast: Any, tmp_path: Path) -> None:
     system = make("chatml", system="S").jinja()
     assert render(system, CHAT[:1]).startswith("<|im_start|>system\nS<|im_end|>\n<|im_start|>user\n")
     assert render(system, [{"role": "system", "content": "T"}]) == "<|im_start|>system\nT<|im_end|>\n"
+
+
+@pytest.mark.parametrize("name", ["chatml", "chatml with system", "llama3", "gemma"])
+def test_a_mark_that_a_person_typed_is_text(name: str, bare: Any, fast: Any) -> None:
+    """In training as in serving: the special tokens of a rendered chat are those of its template."""
+    special = set(fast.all_special_ids) | {i for i, token in fast.added_tokens_decoder.items() if token.special}
+    typed = "".join(special_tokens(fast)) + " and once more: " + " ".join(special_tokens(fast))
+    forged = [{"role": "user", "content": typed}, *CHAT[1:]]
+    for tokenizer in (fast, bare):
+        honest, ids = (encode_chat(tokenizer, ALL[name], chat, bos="<s>", eos="</s>").ids for chat in (CHAT, forged))
+        assert [i for i in ids if i in special] == [i for i in honest if i in special]
+        assert typed in tokenizer.decode(ids, skip_special_tokens=True)
+        assert parity(tokenizer, ALL[name], forged, bos="<s>", eos="</s>") is None
+    parts = [{"role": "user", "content": [{"type": "text", "text": typed}]}]
+    assert BREAK in broken(parts, special_tokens(fast))[0]["content"][0]["text"] and broken(CHAT, special_tokens(fast)) == CHAT
+    assert encode_prompt(fast, ALL[name], forged[:1])[-1:] == encode_prompt(fast, ALL[name], CHAT[:1])[-1:]

@@ -334,15 +334,17 @@ def samples(model: Any, text: Text, run: Run, refs: list[str]) -> list[dict[str,
     import torch
 
     from modelwright.methods.sources import open_records
-    from modelwright.methods.templates import encoder, marks, render
+    from modelwright.methods.templates import encode_prompt, encoder
     from modelwright.nn import model as models
 
-    bos, eos = marks(text.tokenizer)
     found = []
     for record in open_records(run.inputs[refs[0]], Log(None)):
         last = max((i for i, m in enumerate(record.messages) if m.get("role") == "assistant"), default=len(record.messages))
-        prompt = render(text.jinja(), record.messages[:last], True, bos=bos, eos=eos) if record.messages else record.text[:80]
-        ids = encoder(text.tokenizer)([prompt])[0][: text.length]
+        if record.messages:
+            ids = encode_prompt(text.tokenizer, text.jinja(), record.messages[:last])
+        else:
+            ids = encoder(text.tokenizer)([record.text[:80]])[0]
+        ids = ids[: text.length]
         room = min(SAMPLE_TOKENS, text.length - len(ids))
         if not ids or room < 1:
             continue
@@ -350,7 +352,8 @@ def samples(model: Any, text: Text, run: Run, refs: list[str]) -> list[dict[str,
             out = model.generate(
                 torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.long), max_new_tokens=room
             )
-        found.append({"prompt": prompt, "answer": text.tokenizer.decode(out[0, len(ids) :], skip_special_tokens=True)})
+        answer = text.tokenizer.decode(out[0, len(ids) :], skip_special_tokens=True)
+        found.append({"prompt": text.tokenizer.decode(ids), "answer": answer})
         if len(found) == SAMPLES:
             break
     return found

@@ -64,6 +64,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "llama_model_chat_template": (c_char_p, [c_void_p, c_char_p]),
     "llama_vocab_n_tokens": (c_int32, [c_void_p]),
     "llama_vocab_is_eog": (c_bool, [c_void_p, c_int32]),
+    "llama_vocab_is_control": (c_bool, [c_void_p, c_int32]),
     "llama_vocab_bos": (c_int32, [c_void_p]),
     "llama_vocab_eos": (c_int32, [c_void_p]),
     "llama_vocab_get_text": (c_char_p, [c_void_p, c_int32]),
@@ -169,13 +170,13 @@ def meta(model: int, key: str) -> str | None:
     return buffer.value.decode("utf-8", errors="replace")
 
 
-def tokenize(vocab: int, text: str, add_special: bool) -> list[int]:
-    """Token ids; special tokens in the text become one token each."""
+def tokenize(vocab: int, text: str, add_special: bool, parse_special: bool = True) -> list[int]:
+    """Token ids; special tokens in the text become one token each, or are spelt without `parse_special`."""
     lib, data = library(), text.encode("utf-8")
     room = len(data) + 8
     for _ in range(2):
         buffer = (c_int32 * room)()
-        count = lib.llama_tokenize(vocab, data, len(data), buffer, room, add_special, True)
+        count = lib.llama_tokenize(vocab, data, len(data), buffer, room, add_special, parse_special)
         if count >= 0:
             return list(buffer[:count])
         room = -count

@@ -14,13 +14,12 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from modelwright.core.errors import UserError
-from modelwright.core.record import Message
 from modelwright.core.spec import Advice, Runtime
-from modelwright.methods.engines import Completion, EngineSpec, Request
+from modelwright.methods.engines import EngineSpec
+from modelwright.methods.engines._opened import Opened
 from modelwright.methods.engines._text import BytePieces
 from modelwright.methods.engines._threads import threads
-from modelwright.methods.engines._worker import Answer, Worker, room
-from modelwright.methods.templates import render
+from modelwright.methods.engines._worker import Worker
 
 
 class LlamaCpp(EngineSpec):
@@ -71,9 +70,7 @@ def _gguf(model: Path) -> Path | None:
     return files[0] if len(files) == 1 else None
 
 
-class _LlamaCpp:
-    """The open model; see `modelwright.methods.engines.Engine`."""
-
+class _LlamaCpp(Opened):
     def __init__(self, spec: LlamaCpp, path: Path) -> None:
         from modelwright.methods.engines import _llama_c as c
         from modelwright.methods.engines._llama_rows import Rows
@@ -82,17 +79,16 @@ class _LlamaCpp:
         self.why = f"llama.cpp opens {path.name}"
         model = c.load_model(path)
         self.context = min(spec.context, c.library().llama_model_n_ctx_train(model))
-        self._template = (c.library().llama_model_chat_template(model, None) or b"").decode("utf-8")
         self._vocab = c.library().llama_model_get_vocab(model)
-        self._bos, self._eos = (
-            self._text(find(self._vocab)) for find in (c.library().llama_vocab_bos, c.library().llama_vocab_eos)
-        )
+        template = (c.library().llama_model_chat_template(model, None) or b"").decode("utf-8")
+        bos, eos = (self._text(find(self._vocab)) for find in (c.library().llama_vocab_bos, c.library().llama_vocab_eos))
+        count, control = c.library().llama_vocab_n_tokens(self._vocab), c.library().llama_vocab_is_control
+        special = [self._text(token) for token in range(count) if control(self._vocab, token)]
+        super().__init__(path, template, (bos, eos), special)
         self._bytes: dict[int, bytes] = {}
         self._worker = Worker(
             lambda: Rows(model, self.context, spec.max_batch, spec.prefill_tokens, threads(spec.threads)), "llamacpp-engine"
         )
-        chat = frozenset({"chat"}) if self._template else frozenset[str]()
-        self.capabilities: frozenset[str] = frozenset({"score", "logprobs", "seed"}) | chat
 
     def _text(self, token: int) -> str:
         if token < 0:  # the model has none
@@ -110,33 +106,8 @@ class _LlamaCpp:
             self._bytes[token] = self._c.piece(self._vocab, token)
         return self._bytes[token]
 
-    def render(self, messages: Sequence[Message]) -> list[int]:
-        if not self._template:
-            raise UserError(
-                "this GGUF file has no chat template", "it was exported from a model without one", "ask it to continue a text"
-            )
-        text = render(self._template, messages, True, bos=self._bos, eos=self._eos)
-        return self._c.tokenize(self._vocab, text, add_special=False)
+    def _tokens(self, text: str, special: bool) -> list[int]:
+        return self._c.tokenize(self._vocab, text, add_special=False, parse_special=special)
 
-    def submit(self, request: Request) -> Answer:
-        return self._submit(request, quiet=False)
-
-    def _submit(self, request: Request, quiet: bool) -> Answer:
-        limit = room(request.tokens, request.sampling.max_tokens, self.context)
-        return self._worker.submit(request, limit, BytePieces(self._piece), quiet)
-
-    def generate(self, requests: Sequence[Request]) -> list[Completion]:
-        answers = [self._submit(request, quiet=True) for request in requests]
-        try:
-            return [answer.completion() for answer in answers]
-        finally:
-            for answer in answers:
-                answer.cancel()
-
-    def score(self, tokens: Sequence[Sequence[int]]) -> list[list[float]]:
-        for sequence in tokens:
-            room(sequence[:-1] or sequence, 1, self.context)
-        return self._worker.score(tokens)
-
-    def close(self) -> None:
-        self._worker.close()
+    def _pieces(self) -> BytePieces:
+        return BytePieces(self._piece)

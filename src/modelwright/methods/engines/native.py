@@ -13,13 +13,13 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from modelwright.core.errors import UserError
-from modelwright.core.record import Message
 from modelwright.core.spec import Advice, Runtime
-from modelwright.methods.engines import Completion, EngineSpec, Request
+from modelwright.methods.engines import EngineSpec
+from modelwright.methods.engines._opened import Opened
 from modelwright.methods.engines._text import DecodedPieces
 from modelwright.methods.engines._threads import threads
-from modelwright.methods.engines._worker import Answer, Worker, room
-from modelwright.methods.templates import render
+from modelwright.methods.engines._worker import Worker
+from modelwright.methods.templates import marks, special_tokens
 
 
 class Native(EngineSpec):
@@ -57,22 +57,18 @@ class Native(EngineSpec):
         return _Native(self, model)
 
 
-class _Native:
-    """The open model; see `modelwright.methods.engines.Engine`."""
-
+class _Native(Opened):
     def __init__(self, spec: Native, folder: Path) -> None:
         from modelwright.nn.generate import chat_template
         from modelwright.nn.model import load_tokenizer
 
         self.tokenizer = load_tokenizer(folder)
+        super().__init__(folder, chat_template(self.tokenizer), marks(self.tokenizer), special_tokens(self.tokenizer))
         self._lock = threading.Lock()  # transformers changes a tokenizer's settings while it encodes
         self.context = 0
         self.why = ""
         self._stop: frozenset[int] = frozenset()
         self._worker = Worker(lambda: self._make(spec, folder), "native-engine")
-        self._template = chat_template(self.tokenizer)
-        chat = frozenset({"chat"}) if self._template else frozenset[str]()
-        self.capabilities: frozenset[str] = frozenset({"score", "logprobs", "seed"}) | chat
 
     def _make(self, spec: Native, folder: Path) -> Any:
         """In the worker's thread: PyTorch keeps the number of threads by thread."""
@@ -112,37 +108,12 @@ class _Native:
         text: str = self.tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return text
 
-    def render(self, messages: Sequence[Message]) -> list[int]:
-        if not self._template:
-            raise UserError(
-                "this model has no chat template",
-                "it was not trained on chats",
-                "ask it to continue a text, or train with `objective: sft`",
-            )
-        text = render(self._template, messages, True, bos=self.tokenizer.bos_token or "", eos=self.tokenizer.eos_token or "")
+    def _tokens(self, text: str, special: bool) -> list[int]:
         with self._lock:
-            tokens: list[int] = self.tokenizer.encode(text, add_special_tokens=False, verbose=False)
+            tokens: list[int] = self.tokenizer.encode(
+                text, add_special_tokens=False, split_special_tokens=not special, verbose=False
+            )
         return tokens
 
-    def submit(self, request: Request) -> Answer:
-        return self._submit(request, quiet=False)
-
-    def _submit(self, request: Request, quiet: bool) -> Answer:
-        limit = room(request.tokens, request.sampling.max_tokens, self.context)
-        return self._worker.submit(request, limit, DecodedPieces(self.decode), quiet)
-
-    def generate(self, requests: Sequence[Request]) -> list[Completion]:
-        answers = [self._submit(request, quiet=True) for request in requests]
-        try:
-            return [answer.completion() for answer in answers]
-        finally:
-            for answer in answers:
-                answer.cancel()
-
-    def score(self, tokens: Sequence[Sequence[int]]) -> list[list[float]]:
-        for sequence in tokens:
-            room(sequence[:-1] or sequence, 1, self.context)
-        return self._worker.score(tokens)
-
-    def close(self) -> None:
-        self._worker.close()
+    def _pieces(self) -> DecodedPieces:
+        return DecodedPieces(self.decode)

@@ -9,7 +9,8 @@ any template works without marks in it.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -125,6 +126,60 @@ def render(
         ) from None
 
 
+# --- marks that a person typed --------------------------------------------------------------------------
+
+BREAK = "\ufdd0"
+"""Put inside a special token that stands in a message, so that it is found as text after rendering. Unicode keeps this code
+point for a program's own use (The Unicode Standard, section 23.7)."""
+
+
+def special_tokens(tokenizer: Any) -> tuple[str, ...]:
+    """The marks of this tokenizer (transformers' or a bare one): tokens that no ordinary text may become."""
+    from tokenizers import Tokenizer
+
+    if isinstance(tokenizer, Tokenizer):
+        return tuple(token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special)
+    return tuple(token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
+
+
+def broken(messages: Sequence[Message], special: Sequence[str]) -> Sequence[Message]:
+    """The chat with every special token that a message other than the assistant's spells out broken in two: a person who
+    types `<|im_end|>` has written ten characters and has not ended a turn. The assistant's own marks are its to write."""
+
+    def text(value: Any) -> Any:
+        if isinstance(value, str):
+            return pattern.sub(lambda found: found[0][0] + BREAK + found[0][1:], value)
+        if isinstance(value, list):  # parts of a message
+            return [text(part) for part in value]
+        return {key: text(part) for key, part in value.items()} if isinstance(value, dict) else value
+
+    if not special:
+        return messages
+    pattern = _any_of(tuple(special))
+    return [m if m.get("role") == "assistant" else {**m, "content": text(m.get("content"))} for m in messages]
+
+
+def mended(text: str, special: Sequence[str]) -> Iterator[tuple[str, bool]]:
+    """The pieces of a rendered text, and for each whether special tokens in it are marks (True) or what a person wrote."""
+    if BREAK not in text:
+        yield text, True
+        return
+    at = 0
+    for found in _any_of(tuple(token[0] + BREAK + token[1:] for token in special)).finditer(text):
+        if found.start() > at:
+            yield text[at : found.start()], True
+        yield found[0].replace(BREAK, ""), False
+        at = found.end()
+    if at < len(text):
+        yield text[at:], True
+
+
+@lru_cache(maxsize=64)
+def _any_of(tokens: tuple[str, ...]) -> re.Pattern[str]:
+    """The longest first, as tokenizers match them; one that matches nothing where there are none."""
+    return re.compile("|".join(re.escape(token) for token in sorted(tokens, key=len, reverse=True) if token) or r"(?!)")
+
+
 # --- what a chat trains on ----------------------------------------------------------------------------
 
 
@@ -236,25 +291,54 @@ class Encoded(NamedTuple):
 
 def encoder(tokenizer: Any) -> Callable[[Sequence[str]], list[list[int]]]:
     """Texts to ids with no token added, for a `tokenizers.Tokenizer` or a transformers tokenizer."""
+    marked, plain = _encoder(tokenizer, special=True), lru_cache(maxsize=1)(lambda: _encoder(tokenizer, special=False))
+
+    def encode(texts: Sequence[str]) -> list[list[int]]:
+        ids = marked(texts)
+        for number, text in enumerate(texts):
+            if BREAK in text:
+                pieces = mended(text, special_tokens(tokenizer))
+                ids[number] = [token for piece, marks in pieces for token in (marked if marks else plain())([piece])[0]]
+        return ids
+
+    return encode
+
+
+def _encoder(tokenizer: Any, special: bool) -> Callable[[Sequence[str]], list[list[int]]]:
+    """`special`: whether special tokens in a text become one token each, or are spelt."""
     from tokenizers import Tokenizer
 
     if isinstance(tokenizer, Tokenizer):
-        plain = tokenizer
-        if tokenizer.truncation or tokenizer.padding:  # stored settings of whoever saved it; they would cut rows in silence
-            plain = Tokenizer.from_str(tokenizer.to_str())
-            plain.no_truncation()
-            plain.no_padding()
-        return lambda texts: [e.ids for e in plain.encode_batch_fast(list(texts), add_special_tokens=False)]
+        bare = tokenizer
+        # stored settings of whoever saved it would cut rows in silence
+        if tokenizer.truncation or tokenizer.padding or not special:
+            bare = Tokenizer.from_str(tokenizer.to_str())
+            bare.no_truncation()
+            bare.no_padding()
+            bare.encode_special_tokens = not special
+        return lambda texts: [e.ids for e in bare.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def encode(texts: Sequence[str]) -> list[list[int]]:
         if not texts:
             return []
         ids: list[list[int]] = tokenizer(
-            list(texts), add_special_tokens=False, padding=False, truncation=False, return_attention_mask=False, verbose=False
+            list(texts),
+            add_special_tokens=False,
+            split_special_tokens=not special,
+            padding=False,
+            truncation=False,
+            return_attention_mask=False,
+            verbose=False,
         )["input_ids"]
         return ids
 
     return encode
+
+
+def encode_prompt(tokenizer: Any, jinja: str, messages: Sequence[Message]) -> list[int]:
+    """The chat as ids, up to and with the header of the assistant's next turn."""
+    bos, eos = marks(tokenizer)
+    return encoder(tokenizer)([render(jinja, broken(messages, special_tokens(tokenizer)), True, bos=bos, eos=eos)])[0]
 
 
 def marks(tokenizer: Any) -> tuple[str, str]:
@@ -284,13 +368,14 @@ def encode_chats(
     """
     own_bos, own_eos = marks(tokenizer)
     begin, end = own_bos if bos is None else bos, own_eos if eos is None else eos
+    special = special_tokens(tokenizer)
     cut: list[list[Span] | UserError] = []
     for number, chat in enumerate(chats):
         try:
             cut.append(
                 spans(
                     jinja,
-                    chat,
+                    broken(chat, special),
                     roles,
                     bos=begin,
                     eos=end,
@@ -350,7 +435,7 @@ def parity(
     """
     own_bos, own_eos = marks(tokenizer)
     begin, end = own_bos if bos is None else bos, own_eos if eos is None else eos
-    text = render(jinja, messages, bos=begin, eos=end, tools=tools)
+    text = render(jinja, broken(messages, special_tokens(tokenizer)), bos=begin, eos=end, tools=tools)
     ours = encode_chat(tokenizer, jinja, messages, roles, bos=begin, eos=end, tools=tools).ids
     joint = encoder(tokenizer)([text])[0]
     if ours == joint:
