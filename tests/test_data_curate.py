@@ -169,6 +169,11 @@ def test_limits_stop_the_run(tmp_path: Path) -> None:
     )
 
 
+def test_a_limit_that_nothing_can_reach_is_unused() -> None:
+    strict, lenient = stage(), stage(source=[SOURCE, {**SOURCE, "on_bad": "drop"}])
+    assert set(strict.unused(strict)) == {"limits.max_unreadable_frac"} and not lenient.unused(lenient)
+
+
 def test_checks_read_a_slice_once(tmp_path: Path) -> None:
     run = setup(tmp_path, questions(20))
     spec = stage(steps=["exact_dedup"], split={"test": 0.2})

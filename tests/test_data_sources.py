@@ -117,6 +117,9 @@ def test_files_that_cannot_be_opened(tmp_path: Path) -> None:
         rows(tmp_path / "x.exe")
     with pytest.raises(UserError, match="holds no file to read"):
         rows(tmp_path, match="*.none")
+    (tmp_path / "one.jsonl").write_text(LINE)
+    with pytest.raises(UserError, match="would be ignored"):
+        rows(tmp_path / "one.jsonl", match="*.jsonl")
     if os.geteuid():
         (tmp_path / "p.jsonl").write_text(LINE)
         (tmp_path / "p.jsonl").chmod(0)

@@ -201,6 +201,15 @@ def test_parity_tells_a_token_across_the_edge(fast: Any) -> None:
     assert parity_check(fast, CHATML, [CHAT]).ok
 
 
+def test_the_day_is_fixed_in_training_alone(bare: Any) -> None:
+    from datetime import datetime
+
+    dated = "{{ strftime_now('%d %b %Y') }} " + CHATML
+    assert spans(dated, CHAT)[0].text.startswith("26 Jul 2024 ")
+    assert render(dated, CHAT).startswith(datetime.now().strftime("%d %b %Y"))
+    assert parity(bare, dated, CHAT) is None
+
+
 def test_many_chats_at_once(bare: Any) -> None:
     results = encode_chats(bare, GEMMA, [CHAT, CHAT[1:], CHAT[:2]], bos="<s>", first=[2, 0, 0])
     assert isinstance(results[1], UserError)

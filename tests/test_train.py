@@ -137,6 +137,37 @@ def test_rows_that_do_not_fit_are_counted(folder: Path, base: Input) -> None:
     }
 
 
+def test_tools_of_a_row_reach_the_template(folder: Path, base: Input, tmp_path: Path) -> None:
+    import shutil
+
+    shutil.copytree(base.path, tmp_path / "base")
+    template = (base.path / "chat_template.jinja").read_text()
+    (tmp_path / "base" / "chat_template.jinja").write_text("{% for t in tools or [] %}{{ t['name'] }} {% endfor %}" + template)
+    start = base._replace(path=tmp_path / "base")
+    chats = kit.chats(6)
+    for number, tools in enumerate([[{"name": "the fox"}], json.dumps([{"name": "the fox"}]), "no JSON", {"name": "x"}, []]):
+        chats[number].meta["tools"] = tools
+    run = kit.run_of(tmp_path / "run", {"data": kit.records(tmp_path / "rows", chats), "base": start})
+    stats = kit.stage(start="base", objective="sft", template="own", steps=2).run(run)
+    assert stats["rows"]["used"] == 4 and sum(stats["rows"]["dropped"].values()) == 2
+    assert all(reason.startswith("its tools cannot be read") for reason in stats["rows"]["dropped"])
+    plain = kit.records(
+        tmp_path / "plain", [record for record in kit.chats(6) if record.id in {chats[i].id for i in (0, 1, 4, 5)}]
+    )
+    without = kit.stage(start="base", objective="sft", template="own", steps=2)
+    before = without.run(kit.run_of(tmp_path / "without", {"data": plain, "base": start}))
+    assert stats["sources"][0]["tokens"] > before["sources"][0]["tokens"], "two rows hold the tools' names too"
+    checks = {check.name: check for check in kit.stage(start="base", objective="sft", template="own").checks(run)}
+    assert checks["template parity"].ok and "4 of 4" in checks["template parity"].detail
+
+
+def test_a_warm_up_longer_than_the_run_is_told(folder: Path, base: Input, chats: Input) -> None:
+    events: list[tuple[str, dict[str, Any]]] = []
+    run = kit.run_of(folder / "warm", {"data": chats, "base": base}, events=events)
+    kit.stage(start="base", objective="sft", steps=3, schedule={"kind": "cosine", "warmup": 50}).run(run)
+    assert any("6% of its peak" in str(event) for event in events)
+
+
 def test_long_texts_are_cut_and_every_token_is_learnt_once() -> None:
     from modelwright.stages._train_rows import cut
 

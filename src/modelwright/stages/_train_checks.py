@@ -11,9 +11,9 @@ from modelwright.core.events import Log
 from modelwright.core.record import Record
 from modelwright.core.stage import Check, Run
 from modelwright.methods.sources import open_records
-from modelwright.methods.templates import marks, parity_check, spans
+from modelwright.methods.templates import marks, parity_check, spans, tools_of
 from modelwright.stages import _train_run
-from modelwright.stages._train_rows import Ledger, Text, encode
+from modelwright.stages._train_rows import Ledger, Text, encode, unfit
 
 if TYPE_CHECKING:
     from modelwright.nn.rows import Row
@@ -35,11 +35,17 @@ def checks(stage: Training, run: Run) -> Iterator[Check]:
     yield _rows_left(ledger)
     if not rows:
         return
+    records = [record for record in records if unfit(record, text.needs) is None]
     yield _mask_audit(text, records, rows)
-    chats = [[*r.messages, *side] for r in records for side in ([r.chosen, r.rejected] if r.chosen else [[]]) if r.messages]
+    chats = [
+        ([*r.messages, *side], tools_of(r.meta))
+        for r in records
+        if r.messages
+        for side in ([r.chosen, r.rejected] if r.chosen else [[]])
+    ]
     if chats:
         yield _end_of_turn(text, rows)
-        yield parity_check(text.tokenizer, text.jinja(), chats)
+        yield parity_check(text.tokenizer, text.jinja(), *zip(*chats, strict=True))
     yield _invariance(stage, run, rows)
 
 
@@ -62,7 +68,7 @@ def _mask_audit(text: Text, records: list[Record], rows: list[Row]) -> Check:
     if shown is not None and text.needs != "text":
         bos, eos = marks(text.tokenizer)
         first = len(shown.messages) if shown.chosen else 0
-        parts = spans(text.jinja(), [*shown.messages, *shown.chosen], bos=bos, eos=eos, first=first)
+        parts = spans(text.jinja(), [*shown.messages, *shown.chosen], bos=bos, eos=eos, tools=tools_of(shown.meta), first=first)
         detail += "; " + " ".join(f"{part.role}: {_short(part.text, part.trained)}" for part in parts)
     return Check(
         "mask audit",

@@ -13,7 +13,7 @@ from modelwright.core.errors import UserError
 from modelwright.core.record import Record
 from modelwright.core.stage import Input, Run
 from modelwright.methods.sources import open_records
-from modelwright.methods.templates import Template, encode_chats, encoder
+from modelwright.methods.templates import Template, encode_chats, encoder, tools_of
 
 if TYPE_CHECKING:
     from modelwright.nn.rows import Row, Rows
@@ -79,7 +79,7 @@ def encode(text: Text, records: Iterable[Record], ledger: Ledger) -> Iterator[Ro
         ledger.read += len(group)
         wanted = []
         for record in group:
-            reason = _unfit(record, text.needs)
+            reason = unfit(record, text.needs)
             if reason:
                 ledger.drop(reason)
             else:
@@ -93,8 +93,13 @@ def encode(text: Text, records: Iterable[Record], ledger: Ledger) -> Iterator[Ro
         yield from found
 
 
-def _unfit(record: Record, needs: str) -> str | None:
+def unfit(record: Record, needs: str) -> str | None:
+    """Why an objective with these needs cannot use the record; None where it can."""
     pair = bool(record.chosen or record.rejected)
+    try:
+        tools_of(record.meta if record.messages else {})
+    except ValueError as error:
+        return f"its tools cannot be read: {error}"
     if needs == "pairs":
         return None if record.chosen and record.rejected else "no preference pair"
     if pair:
@@ -110,7 +115,8 @@ def _documents(text: Text, records: Sequence[Record], ledger: Ledger) -> Iterato
 
     chats = [record for record in records if record.messages]
     plain = [record for record in records if not record.messages]
-    encoded_chats = iter(encode_chats(text.tokenizer, text.jinja(), [r.messages for r in chats]) if chats else [])
+    tools = [tools_of(record.meta) for record in chats]
+    encoded_chats = iter(encode_chats(text.tokenizer, text.jinja(), [r.messages for r in chats], tools=tools) if chats else [])
     encoded_texts = iter(encoder(text.tokenizer)([record.text for record in plain]))
     begin, end = (_begin(text.tokenizer), _end(text.tokenizer)) if plain else ([], [])
     for record in records:
@@ -140,9 +146,9 @@ def _pairs(text: Text, records: Sequence[Record], ledger: Ledger) -> Iterator[Ro
     """Both answers of each record, stored with their common beginning once."""
     from modelwright.nn.rows import pair
 
-    first = [len(record.messages) for record in records]
+    first, tools = [len(record.messages) for record in records], [tools_of(record.meta) for record in records]
     sides = [
-        encode_chats(text.tokenizer, text.jinja(), [[*r.messages, *getattr(r, side)] for r in records], first=first)
+        encode_chats(text.tokenizer, text.jinja(), [[*r.messages, *getattr(r, side)] for r in records], tools=tools, first=first)
         for side in ("chosen", "rejected")
     ]
     for record, chosen, rejected in zip(records, *sides, strict=True):

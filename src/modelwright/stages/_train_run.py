@@ -146,6 +146,9 @@ def _train(stage: Training, run: Run) -> Stats:
     data = prepared(opened.text, [mix.ref for mix in stage.data], run, run.out / CACHE / "train")
     plan = plan_of(stage, data, run.seed)
     dtype = products_of(stage, run)
+    peak = max(stage.schedule.factor(step, plan.steps) for step in range(plan.steps))
+    if peak < 0.99:
+        run.log.note(f"the learning rate reaches {peak:.0%} of its peak: the warm-up is too long for {plan.steps} steps")
     attach = _reference(stage, opened.model, data.rows, dtype, run, run.out / REFERENCE)
     validate = _validation(stage, opened, dtype, run)
     optimizers = stage.optimizer.build((n, p) for n, p in opened.model.named_parameters() if p.requires_grad)

@@ -86,6 +86,11 @@ class Curate(Stage):
     def parts(self) -> tuple[str, ...]:
         return self.split.names() if self.split else ()
 
+    def unused(self, context: Spec) -> dict[str, str]:
+        if any(getattr(source, "on_bad", "drop") == "drop" for source in self.source):
+            return {}
+        return {"limits.max_unreadable_frac": "every source stops at the first row that it cannot read"}
+
     # --- before the work ------------------------------------------------------------------------------
 
     def estimate(self, given: Given) -> Estimate:

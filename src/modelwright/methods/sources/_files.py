@@ -22,6 +22,8 @@ from modelwright.methods.sources import OnBad
 
 TEXT = (".txt", ".md", ".rst")
 ROWS = (".jsonl", ".ndjson", ".jsonl.gz", ".json", ".csv", ".tsv", ".parquet")
+EVERY = "**/*"
+"""The glob of all files at any depth."""
 LOOK_ROWS = 50
 """Rows looked at to tell a file's format: enough to meet optional keys, few enough to keep in memory."""
 CSV_FIELD_CHARS = 10_000_000
@@ -46,6 +48,10 @@ class Row(NamedTuple):
 def find(path: Path, match: str, suffixes: tuple[str, ...]) -> list[Path]:
     """The files under `path` (or itself) that end in one of `suffixes` and match the glob, sorted; UserError for none."""
     if path.is_file():
+        if match != EVERY:
+            raise UserError(
+                f"`match: {match}` would be ignored", f"{path} is a file, not a folder", "leave `match` out, or name the folder"
+            )
         return [path]
     files = sorted(p for p in path.glob(match) if p.is_file() and p.name.endswith(suffixes) and not _hidden(p, path))
     if not files:
@@ -63,7 +69,7 @@ def read(
     path: Path,
     log: Log,
     *,
-    match: str = "**/*",
+    match: str = EVERY,
     layout: Format | None = None,
     on_bad: OnBad = "error",
     only: tuple[str, ...] = (),

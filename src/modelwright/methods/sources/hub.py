@@ -21,7 +21,7 @@ from modelwright.core.record import Record
 from modelwright.core.stage import Accepts, Input, parse_ref
 from modelwright.methods.formats import FORMATS, Format
 from modelwright.methods.sources import OnBad, Source, files_only
-from modelwright.methods.sources._files import ROWS, find, read_rows
+from modelwright.methods.sources._files import EVERY, ROWS, find, read_rows
 
 CARDS = ("dataset_infos.json", "dataset_info.json", "state.json", "config.json")
 """Files about the data that are not data."""
@@ -41,18 +41,12 @@ class Hub(Source):
     """`hf:org/name@revision` (pinned to its commit), or a local folder with the same layout."""
     split: str = Field("train", min_length=1, examples=["test"])
     """Which split: files whose path holds that word, as the Hub tells them apart; files without any such word are `train`."""
-    match: str = Field("**/*", examples=["data/*"])
+    match: str = Field(EVERY, examples=["data/*"])
     """Glob of the files; needed where a repository holds several configurations. Default: every data file."""
     format: Annotated[Format, FORMATS] = Field("auto", examples=["messages"])  # type: ignore[assignment]  # validated
     """Row layout. `auto` tells it from the first rows of each file and says in the log what it took and why."""
     on_bad: OnBad = Field("error", examples=["drop"])
     """A row that cannot be read: stop with file and line, or leave it out and count it. Default: stop, to lose nothing unseen."""
-
-    def digest(self) -> str | None:
-        return None  # the reference pins it
-
-    def size_bytes(self) -> float:
-        return 0.0  # the reference's facts tell it
 
     def read(self, log: Log) -> Iterator[Record]:
         """Outside of a recipe: fetches the files itself."""

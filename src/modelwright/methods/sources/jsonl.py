@@ -17,7 +17,7 @@ from modelwright.core.spec import Spec
 from modelwright.core.stage import Accepts, Input, parse_ref
 from modelwright.methods.formats import FORMATS, Format
 from modelwright.methods.sources import OnBad, Source, open_records
-from modelwright.methods.sources._files import ROWS, read
+from modelwright.methods.sources._files import EVERY, ROWS, read
 
 
 class Jsonl(Source):
@@ -26,7 +26,7 @@ class Jsonl(Source):
     kind: Literal["jsonl"] = "jsonl"
     path: Annotated[str, Accepts(("records",))] = Field(examples=["./chats.jsonl"])
     """A file or folder (with a slash, from the recipe's folder), an earlier stage (`pairs:train`), or `hf:org/name@revision`."""
-    match: str = Field("**/*", examples=["**/*.jsonl"])
+    match: str = Field(EVERY, examples=["**/*.jsonl"])
     """Glob of the files in a folder; the default takes every file of rows at any depth."""
     format: Annotated[Format, FORMATS] = Field("auto", examples=["messages"])  # type: ignore[assignment]  # validated
     """Row layout. `auto` tells it from the first rows of each file and says in the log what it took and why."""
@@ -37,12 +37,6 @@ class Jsonl(Source):
         if parse_ref(self.path).kind != "stage":
             return {}
         return dict.fromkeys(("match", "format", "on_bad"), "rows of an earlier stage are read as they were written")
-
-    def digest(self) -> str | None:
-        return None  # the reference pins it
-
-    def size_bytes(self) -> float:
-        return 0.0  # the reference's facts tell it
 
     def read(self, log: Log) -> Iterator[Record]:
         return self.rows({}, log)

@@ -17,7 +17,7 @@ from modelwright.core.events import Log
 from modelwright.core.record import Record
 from modelwright.core.stage import Accepts, Input
 from modelwright.methods.sources import OnBad, Source, files_only
-from modelwright.methods.sources._files import TEXT, find, read_text
+from modelwright.methods.sources._files import EVERY, TEXT, find, read_text
 
 _BLANK = re.compile(r"\n[ \t]*\n\s*")
 
@@ -28,18 +28,12 @@ class Text(Source):
     kind: Literal["text"] = "text"
     path: Annotated[str, Accepts(("records",)), AfterValidator(files_only)] = Field(examples=["./notes/"])
     """A file or folder (with a slash; it starts at the recipe's folder), or `hf:org/name@revision`."""
-    match: str = Field("**/*", examples=["**/*.md"])
+    match: str = Field(EVERY, examples=["**/*.md"])
     """Glob of the files in a folder; the default takes every text file at any depth."""
     per: Literal["file", "paragraph", "line"] = Field("file", examples=["paragraph"])
     """What one document is; smaller pieces make more and shorter rows. Default: a file, the unit its author chose."""
     on_bad: OnBad = Field("error", examples=["drop"])
     """A file that is not UTF-8 text: stop and name it, or leave it out and count it. Default: stop, to lose nothing unseen."""
-
-    def digest(self) -> str | None:
-        return None  # the reference pins it
-
-    def size_bytes(self) -> float:
-        return 0.0  # the reference's facts tell it
 
     def read(self, log: Log) -> Iterator[Record]:
         return self.rows({}, log)

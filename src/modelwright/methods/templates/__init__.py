@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
+from itertools import repeat
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from modelwright.core.errors import UserError
@@ -90,7 +91,6 @@ def _compiled(source: str) -> jinja2.Template:
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
     environment.filters["tojson"] = tojson
     environment.globals["raise_exception"] = refuse
-    environment.globals["strftime_now"] = lambda pattern: datetime.now().strftime(pattern)
     try:
         return environment.from_string(source)
     except jinja2.TemplateSyntaxError as error:
@@ -105,8 +105,10 @@ def render(
     bos: str = "",
     eos: str = "",
     tools: Sequence[dict[str, Any]] | None = None,
+    now: datetime | None = None,
 ) -> str:
-    """The chat as text; with `add_generation_prompt`, up to and with the header of the assistant's next turn."""
+    """The chat as text; with `add_generation_prompt`, up to and with the header of the assistant's next turn. `now`: for
+    templates that write the date; unset: the day it is."""
     import jinja2
 
     try:
@@ -117,6 +119,7 @@ def render(
             eos_token=eos,
             tools=list(tools) if tools else None,
             documents=None,
+            strftime_now=(now or datetime.now()).strftime,
         )
     except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:  # the template's own code fails
         raise UserError(
@@ -128,6 +131,9 @@ def render(
 
 # --- marks that a person typed --------------------------------------------------------------------------
 
+TRAINED_ON = datetime(2024, 7, 26)
+"""The day that a template which writes today's date into a chat gets in training, so that rows are the same bits tomorrow. It is
+the date that Llama 3's template falls back to (https://huggingface.co/meta-llama/Llama-3.2-1B-Instruct)."""
 BREAK = "\ufdd0"
 """Put inside a special token that stands in a message, so that it is found as text after rendering. Unicode keeps this code
 point for a program's own use (The Unicode Standard, section 23.7)."""
@@ -210,7 +216,7 @@ def spans(
     """
 
     def prefix(count: int, header: bool = False) -> str:
-        return render(jinja, messages[:count], header, bos=bos, eos=eos, tools=tools)
+        return render(jinja, messages[:count], header, bos=bos, eos=eos, tools=tools, now=TRAINED_ON)
 
     full = prefix(len(messages))
     found: list[Span] = []
@@ -280,6 +286,19 @@ def _unstable(index: int, messages: Sequence[Message]) -> UserError:
 
 
 # --- token ids ----------------------------------------------------------------------------------------
+
+
+def tools_of(meta: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+    """The tools that a row offers the model (`meta.tools`: a list of JSON schemas, or that as JSON text); None for none.
+
+    ValueError where they are neither.
+    """
+    tools = meta.get("tools") or None
+    if isinstance(tools, str):
+        tools = json.loads(tools) or None
+    if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
+        raise ValueError(f"`tools` is a {type(tools).__name__}, not a list of objects")
+    return tools
 
 
 class Encoded(NamedTuple):
@@ -435,7 +454,7 @@ def parity(
     """
     own_bos, own_eos = marks(tokenizer)
     begin, end = own_bos if bos is None else bos, own_eos if eos is None else eos
-    text = render(jinja, broken(messages, special_tokens(tokenizer)), bos=begin, eos=end, tools=tools)
+    text = render(jinja, broken(messages, special_tokens(tokenizer)), bos=begin, eos=end, tools=tools, now=TRAINED_ON)
     ours = encode_chat(tokenizer, jinja, messages, roles, bos=begin, eos=end, tools=tools).ids
     joint = encoder(tokenizer)([text])[0]
     if ours == joint:
@@ -444,14 +463,19 @@ def parity(
     return f"token {at}: {tokenizer.decode(ours[at : at + 3])!r} in training, {tokenizer.decode(joint[at : at + 3])!r} in one go"
 
 
-def parity_check(tokenizer: Any, jinja: str, chats: Iterable[Sequence[Message]], roles: Sequence[str] = ("assistant",)) -> Check:
+def parity_check(
+    tokenizer: Any,
+    jinja: str,
+    chats: Iterable[Sequence[Message]],
+    tools: Iterable[Sequence[dict[str, Any]] | None] = repeat(None),
+) -> Check:
     """Template parity between training and serving over `chats`, as a check of `modelwright check`."""
     total, refused = 0, 0
     faults: list[str] = []
-    for chat in chats:
+    for chat, known in zip(chats, tools, strict=False):
         total += 1
         try:
-            fault = parity(tokenizer, jinja, chat, roles)
+            fault = parity(tokenizer, jinja, chat, tools=known)
         except UserError:
             refused += 1
             continue
