@@ -18,6 +18,7 @@ from modelwright.methods.sources import SOURCES
 from modelwright.methods.steps import STEPS, Cut, Drop
 from modelwright.methods.templates import TEMPLATES
 from modelwright.methods.tokenizers import TOKENIZERS
+from tests.law_kit_data import documents
 
 FAMILIES = {"sources": SOURCES, "steps": STEPS, "formats": FORMATS, "templates": TEMPLATES, "tokenizers": TOKENIZERS}
 KINDS = [(family, kind) for family, kinds in FAMILIES.items() for kind in kinds.names()]
@@ -60,42 +61,17 @@ def test_no_kind_loads_torch_or_its_friends() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-# --- every field of every step changes what comes out -------------------------------------------------------
-
-
-def _documents() -> list[Record]:
-    from .test_data_steps import CODE, PROSE, prose, vary
-
-    rows = [
-        Record(f"prose{i}", text=text, meta={"licence": ("MIT", "GPL-3.0", "")[i % 3], "license": "MIT"})
-        for i, text in enumerate(PROSE)
-    ]
-    rows += [Record(f"code{i}.py", text=text, meta={"licence": "PSF-2.0", "license": "none"}) for i, text in enumerate(CODE)]
-    for seed in range(40):  # pairs close to minhash's threshold
-        text = prose(seed + 1000, 150)
-        rows += [Record(f"first{seed}", text=text), Record(f"second{seed}", text=vary(text, 3, seed))]
-    rows.append(Record("spaced", text=PROSE[0].replace(" ", "  "), meta={"licence": "MIT"}))
-    rows.append(Record("made", text="x", meta={"source": CODE[0], "licence": "MIT"}))
-    rows.append(Record("made2", text="y", meta={"origin": CODE[0], "licence": "MIT"}))
-    return rows
+# --- steps ----------------------------------------------------------------------------------------------
 
 
 def _outcome(spec: Spec, run: Run) -> list[tuple[str, str]]:
-    results = spec.apply(iter(_documents()), run)  # type: ignore[attr-defined]
+    results = spec.apply(iter(documents()), run)  # type: ignore[attr-defined]
     return [(r.record.id, f"{r.reason} {r.detail}") if isinstance(r, (Drop, Cut)) else (r.id, r.text) for r in results]
-
-
-STEP_FIELDS = [
-    (kind, name)
-    for kind in STEPS.names()
-    for name, info in STEPS.load(kind).model_fields.items()
-    if name != "kind" and not info.is_required()
-]
 
 
 def test_a_step_accounts_for_every_row(tmp_path: Path) -> None:
     write_records(tmp_path / "held.jsonl", [Record("h", text="nothing alike")])
     run = Run(tmp_path, {"./test.jsonl": Input("./test.jsonl", "path", tmp_path / "held.jsonl")}, 0, Log(None))
-    ids = [record.id for record in _documents()]
+    ids = [record.id for record in documents()]
     for kind in STEPS.names():
         assert [name for name, _ in _outcome(default(STEPS, kind), run)] == ids, kind

@@ -31,15 +31,7 @@ def parser(command: str, description: str) -> argparse.ArgumentParser:
     """The options of a command that opens a model."""
     made = _options.parser(command, description, recipe=False, json=False)
     made.add_argument("model", help=MODEL)
-    made.add_argument("overrides", nargs="*", metavar="path=value", help="the recipe's overrides, as in `modelwright run`")
-    made.add_argument(
-        "--allow-code",
-        action="append",
-        type=Path,
-        default=[],
-        metavar="FILE",
-        help="let the recipe use this Python file of yours; read it first",
-    )
+    _options.add_overrides(made)
     made.add_argument("--engine", help="native or llamacpp (default: the first that can open the model)")
     return made
 

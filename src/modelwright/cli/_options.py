@@ -15,21 +15,26 @@ def parser(command: str, description: str, *, recipe: bool = True, json: bool = 
     made = argparse.ArgumentParser(prog=f"modelwright {command}", description=description)
     if recipe:
         made.add_argument("recipe", type=Path, help="the recipe's .yaml file")
-        made.add_argument("overrides", nargs="*", metavar="path=value", help="change a value: stages.base.steps=100")
-        made.add_argument(
-            "--allow-code",
-            action="append",
-            type=Path,
-            default=[],
-            metavar="FILE",
-            help="let the recipe use this Python file of yours (`kind: ./file.py`); read it first",
-        )
+        add_overrides(made)
     made.add_argument(
         "--store", type=Path, default=Path("store"), metavar="DIR", help="where artifacts are kept (default: ./store)"
     )
     if json:
         made.add_argument("--json", action="store_true", help="print JSON instead of a table")
     return made
+
+
+def add_overrides(made: argparse.ArgumentParser) -> None:
+    """What changes a recipe from the command line; behind the positional argument that names it."""
+    made.add_argument("overrides", nargs="*", metavar="path=value", help="change a value: stages.base.steps=100")
+    made.add_argument(
+        "--allow-code",
+        action="append",
+        type=Path,
+        default=[],
+        metavar="FILE",
+        help="let the recipe use this Python file of yours (`kind: ./file.py`); read it first",
+    )
 
 
 def open_project(args: argparse.Namespace) -> Project:
