@@ -155,7 +155,9 @@ class Machine(NamedTuple):
     memory_bytes: float
     device: str = "cpu"
     flops_per_s: float = 60e9
-    """Matrix-product rate that training reaches, in FLOP/s, all cores together."""
+    """Rate of float32 matrix products that training reaches, in FLOP/s, all cores together."""
+    bf16_flops_per_s: float = 0.0
+    """The same in bfloat16; 0 where the processor has no such products and they run in float32."""
     usd_per_hour: float = 0.0
 
 

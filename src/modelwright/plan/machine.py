@@ -1,4 +1,4 @@
-"""This machine, as the planner sees it: cores, memory and a guess of its matrix rate. Reads files only; imports no torch."""
+"""This machine, as the planner sees it: cores, memory and a guess of its matrix rates. Reads files only; imports no torch."""
 
 from __future__ import annotations
 
@@ -8,19 +8,25 @@ from pathlib import Path
 
 from modelwright.core.stage import Machine
 
-# Matrix-product rate that a training loop reaches per core, in FLOP/s, by the best instruction the CPU has for it. Own
-# measurements on an AMD EPYC (Zen 4) core, bf16 autocast, small Llama: about 70e9 with avx512_bf16; half of the GEMM
-# ratio (fp32 to bf16 = 1 : 2.2) without. `calibrated` replaces the guess by what runs on this machine measured.
-RATE_BY_FLAG = (("amx_bf16", 150e9), ("avx512_bf16", 70e9), ("avx512f", 32e9), ("avx2", 20e9))
+# Rate of matrix products that a training loop reaches per core, in FLOP/s, by the best instruction the CPU has for them.
+# Measured: 57e9 in float32 on a Xeon core at 2.5 GHz with avx512f (2.6M weights), 70e9 in bfloat16 on an EPYC core (Zen 4) with
+# avx512_bf16; the others in proportion to their width. `calibrated` replaces the guess by what runs on this machine measured.
+RATE_BY_FLAG = (("avx512f", 55e9), ("avx2", 30e9))
+BF16_RATE_BY_FLAG = (("amx_bf16", 150e9), ("avx512_bf16", 70e9))
 OTHER_RATE = 15e9
 
 
 def this_machine() -> Machine:
-    """Cores that this process may use, memory that is installed, and the guessed rate."""
+    """Cores that this process may use, memory that is installed, and the guessed rates."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     flags, model = _cpu()
-    rate = next((rate for flag, rate in RATE_BY_FLAG if flag in flags), OTHER_RATE)
-    return Machine(name=model, cores=cores, memory_bytes=_memory_bytes(), flops_per_s=rate * cores)
+    return Machine(
+        name=model,
+        cores=cores,
+        memory_bytes=_memory_bytes(),
+        flops_per_s=cores * next((rate for flag, rate in RATE_BY_FLAG if flag in flags), OTHER_RATE),
+        bf16_flops_per_s=cores * next((rate for flag, rate in BF16_RATE_BY_FLAG if flag in flags), 0.0),
+    )
 
 
 def _cpu() -> tuple[set[str], str]:

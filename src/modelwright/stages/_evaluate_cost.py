@@ -14,8 +14,6 @@ IMPORTS_S = 4.0
 """Seconds to import them and to open a model, 2 cores."""
 CHARS_PER_TOKEN = 3.5
 """Where nothing better is known."""
-FLOAT32 = 0.45
-"""Float32 products run at this share of the machine's rate, which is that of bf16 (`plan/machine.py`)."""
 DECODE = 8.0
 """A token of an answer costs so many of a prompt: its products are thin (one row a sequence) and read all weights again.
 Measured: 8.0 with 32 sequences of 200 tokens, 4.5M weights, 1 core."""
@@ -44,14 +42,14 @@ def cost(models: Sequence[str], data: Sequence[str], tasks: Sequence[Task], batc
         per_token = shape.flops_per_token(row_tokens / 2) if shape else 0.5 * size
         if not shape:
             assumed = f"; assumed {bytes_text(size)} of float32 weights in {ref}"
-        seconds += (read + DECODE * new) * per_token / (FLOAT32 * given.machine.flops_per_s)
+        seconds += (read + DECODE * new) * per_token / given.machine.flops_per_s
         weights = max(weights, 4.0 * shape.params if shape else size)
     cache = _cache_bytes(models, given, min(batch, items) * (row_tokens + CACHE_TOKENS))
     times = f"{len(models)} models x " if len(models) > 1 else ""
     return estimate(
         seconds,
         f"{times}({count_text(read)} tokens read + {count_text(new)} written, a written one as {DECODE:g}) at "
-        f"{count_text(FLOAT32 * given.machine.flops_per_s)}FLOP/s; {tokens_why}{assumed}",
+        f"{count_text(given.machine.flops_per_s)}FLOP/s; {tokens_why}{assumed}",
         IMPORTS_BYTES + weights + cache,
         f"weights {bytes_text(weights)}, a batch's keys and values {bytes_text(cache)}, imports {bytes_text(IMPORTS_BYTES)}"
         + assumed,

@@ -77,7 +77,8 @@ def cost(load: Load, machine: Machine, unknown: str) -> Estimate:
     if load.reference:
         flops += (load.data_tokens or tokens) * (body + 2.0 * head * load.target_frac)
     optimizer_s = steps * load.trainable * (12 + load.state_bytes_per_param) / 8e9
-    seconds = flops / machine.flops_per_s + optimizer_s + 5.0
+    rate = (load.half and machine.bf16_flops_per_s) or machine.flops_per_s
+    seconds = flops / rate + optimizer_s + 5.0
     state = params * 4.0 + load.trainable * (4.0 + load.state_bytes_per_param)
     activations = activation_bytes(shape, load.half, not full) * min(load.micro_tokens, load.batch_tokens)
     logits = min(LOGITS_BYTES, 4.0 * 4 * shape.vocab * load.micro_tokens) + (head * 2.0 if load.half else 0.0)
@@ -87,7 +88,7 @@ def cost(load: Load, machine: Machine, unknown: str) -> Estimate:
     facts = Facts(type="model", tokens=tokens, bytes=params * 4.0, shape=shape)
     return estimate(
         seconds,
-        f"{count_text(tokens)} tokens x {count_text(flops / max(tokens, 1))} FLOP at {count_text(machine.flops_per_s)}FLOP/s"
+        f"{count_text(tokens)} tokens x {count_text(flops / max(tokens, 1))} FLOP at {count_text(rate)}FLOP/s"
         f" ({passes:g} passes of {count_text(params)} weights){assumed}",
         memory,
         f"weights, gradients, optimizer {bytes_text(state)}, activations of {load.micro_tokens} tokens {bytes_text(activations)},"
