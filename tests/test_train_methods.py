@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from modelwright.core.spec import Kinds
 from modelwright.core.stage import Shape
@@ -231,3 +232,29 @@ def test_adapters_depend_on_the_seed_alone() -> None:
         wrapped = ADAPTERS.load("lora")().wrap(model)
         found.append(torch.cat([p.flatten() for n, p in wrapped.named_parameters() if "lora_A" in n]))
     assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
+
+
+@pytest.mark.parametrize("fields", [{}, {"heads": 4, "kv_heads": 2}, {"hidden": 96, "heads": 2, "rope_theta": 1e6}])
+def test_an_induction_start_looks_back_and_compares(fields: dict[str, Any]) -> None:
+    """The first layer sees the token before; the second what followed the same token earlier; noise does neither."""
+    ids = torch.randint(0, VOCAB, (4, 24), generator=torch.Generator().manual_seed(1)).repeat(1, 2)
+    seen = {}
+    for init in ("normal", "induction"):
+        architecture = ARCHITECTURES.load("llama")(depth=3, tied=False, init=init, **{"hidden": 128, "heads": 2, **fields})
+        model = models.build(architecture.config(VOCAB, 64))
+        torch.manual_seed(0)
+        architecture.initialise(model)
+        model.set_attn_implementation("eager")
+        with torch.no_grad():
+            first, second, _ = model(ids, output_attentions=True).attentions
+        back = first.diagonal(-1, -2, -1).mean().item()
+        follows = second.diagonal(-23, -2, -1).mean().item()  # of the 2nd copy's tokens: what came behind them in the 1st
+        seen[init] = back, follows
+    assert seen["normal"][0] < 0.2 and seen["induction"][0] > 0.6, seen
+    assert seen["normal"][1] < 0.04 and seen["induction"][1] > 1.5 * seen["normal"][1], seen
+
+
+@pytest.mark.parametrize("fields", [{"tied": True}, {"depth": 1}])
+def test_an_induction_start_needs_its_parts(fields: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match="a head of its own"):
+        ARCHITECTURES.load("llama")(init="induction", **fields)

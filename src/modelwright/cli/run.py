@@ -46,7 +46,7 @@ def main(args: list[str]) -> int:
         return 0
     made = sum(o.state == "made" for o in outcomes)
     print(f"\n{made} made, {len(outcomes) - made} cached, in {seconds_text(seconds)}")
-    _next(chosen, report)
+    _next(chosen, report, any(o.artifact is not None and o.artifact.manifest["kind"] in ("train", "export") for o in outcomes))
     return 0
 
 
@@ -79,12 +79,14 @@ def headline(manifest: dict) -> str:  # type: ignore[type-arg]
     return ""
 
 
-def _next(chosen, report) -> None:  # type: ignore[no-untyped-def]
+def _next(chosen, report, model: bool) -> None:  # type: ignore[no-untyped-def]
+    """What to type next; `model`: whether there is one to talk to."""
     store = f" --store {chosen.store}" if str(chosen.store) != "store" else ""
     if report:
         print(f"report: {report}")
     print("\nnext:")
-    print(f"  modelwright chat {chosen.recipe}{store}        talk to it")
-    print(f"  modelwright serve {chosen.recipe}{store}       an OpenAI-compatible server")
+    if model:
+        print(f"  modelwright chat {chosen.recipe}{store}        talk to it")
+        print(f"  modelwright serve {chosen.recipe}{store}       an OpenAI-compatible server")
     print(f"  modelwright show {chosen.recipe}{store}        its numbers")
     print(f"  modelwright why {chosen.recipe}{store}         why each stage is as it is")

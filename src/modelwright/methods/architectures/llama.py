@@ -3,14 +3,15 @@
 Source: Touvron et al. 2023, "LLaMA", arXiv:2302.13971, section 2.2; width as 64 times the depth (with layers and heads in step)
 follows Karpathy 2025, nanochat, https://github.com/karpathy/nanochat. Starting weights: normal with std 0.02, and
 0.02 / sqrt(2 * layers) for the two projections that add to the residual stream (Radford et al. 2019, "Language Models are
-Unsupervised Multitask Learners", section 2.3).
+Unsupervised Multitask Learners", section 2.3), or an induction circuit (`nn/induction.py`).
 """
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from modelwright.core.errors import UserError
 from modelwright.core.spec import Advice
@@ -36,11 +37,23 @@ class Llama(Architecture):
     """Key/value heads; fewer make generation cheaper (grouped-query attention, arXiv:2305.13245). Unset: as many as heads."""
     intermediate: int | None = Field(None, ge=8, examples=[96])
     """Width of the gated MLP. Unset: 8/3 of the width, up to a multiple of 64, as in the paper."""
-    tied: bool = Field(True, examples=[False])
-    """Head and embeddings are the same weights (Press and Wolf 2017, arXiv:1608.05859); false doubles them, which small models
-    cannot afford."""
+    tied: bool | None = Field(None, examples=[False])
+    """Head and embeddings are the same weights (Press and Wolf 2017, arXiv:1608.05859); false doubles them. Unset: true, which
+    small models gain by, but for `init: induction`, which needs a head of its own."""
     rope_theta: float = Field(10_000.0, gt=0, examples=[500_000.0])
     """Base of the rotary frequencies; higher reaches further back. 10,000 as in RoFormer (arXiv:2104.09864)."""
+
+    init: Literal["normal", "induction"] = Field("normal", examples=["induction"])
+    """First weights. `induction`: the first two layers begin as the circuit that copies from the prompt, which noise only becomes
+    after millions of tokens; for small budgets where answers stand in the prompt. `normal`: noise, for everything else."""
+
+    @model_validator(mode="after")
+    def _circuit(self) -> Self:
+        if self.init == "induction" and (self.tied or self.depth < 2):
+            raise PydanticCustomError(
+                "init", "`init: induction` needs a head of its own and two layers: leave `tied` out, `depth` 2 or more"
+            )
+        return self
 
     def shape(self, vocab: int) -> Shape:
         hidden = self.hidden or 64 * self.depth
@@ -64,7 +77,7 @@ class Llama(Architecture):
             heads=heads,
             kv_heads=kv_heads,
             vocab=vocab,
-            tied=self.tied,
+            tied=self.init == "normal" if self.tied is None else self.tied,
         )
 
     def config(self, vocab: int, context: int) -> Any:
@@ -80,7 +93,7 @@ class Llama(Architecture):
             num_key_value_heads=shape.kv_heads,
             max_position_embeddings=context,
             rope_parameters={"rope_type": "default", "rope_theta": self.rope_theta},
-            tie_word_embeddings=self.tied,
+            tie_word_embeddings=shape.tied,
             initializer_range=INIT_STD,
         )
 
@@ -94,3 +107,7 @@ class Llama(Architecture):
                     continue  # norms stay at 1
                 adds = name.endswith(("o_proj.weight", "down_proj.weight"))
                 parameter.normal_(0.0, INIT_STD / (2 * layers) ** 0.5 if adds else INIT_STD)
+        if self.init == "induction":
+            from modelwright.nn.induction import install
+
+            install(model)
