@@ -335,6 +335,7 @@ def _finish(
         "actual": {
             "seconds": round(meter.seconds(), 3),
             "peak_bytes": meter.peak_bytes(),
+            "held_bytes": meter.held_bytes,
             "disk_bytes": sum(f["bytes"] for f in files.values()),
         },
         "made_by": made_by(loaded),

@@ -6,7 +6,7 @@ import socket
 from statistics import median
 
 from modelwright.core.execute import Adjust
-from modelwright.core.stage import Estimate
+from modelwright.core.stage import Estimate, Quantity
 from modelwright.core.store import Store
 
 KEPT = 8
@@ -16,32 +16,35 @@ KEPT = 8
 def calibrated(store: Store) -> Adjust:
     """Scale each kind's seconds and bytes by the median of measured / estimated over its newest runs on this host.
 
-    What a manifest keeps as its estimate was itself corrected, so its own correction is divided out (`raw`).
+    What a manifest keeps as its estimate was itself corrected, so its own correction is divided out. A peak that was mostly
+    what earlier stages had left in the process tells nothing of the stage and is left out.
     """
-    ratios: dict[str, list[tuple[float, float]]] = {}
+    times: dict[str, list[float]] = {}
+    sizes: dict[str, list[float]] = {}
     for artifact in store.all():
-        manifest = artifact.manifest
+        manifest, actual = artifact.manifest, artifact.manifest["actual"]
         if manifest["made_by"]["host"] != socket.gethostname() or not manifest.get("estimate"):
             continue
-        raw_s, raw_bytes = manifest["estimate"]["seconds"]["value"], manifest["estimate"]["memory"]["value"]
+        seconds, memory = manifest["estimate"]["seconds"]["value"], manifest["estimate"]["memory"]["value"]
         scale_s, scale_bytes = manifest["estimate"].get("scale", (1.0, 1.0))
-        if raw_s > 0 and raw_bytes > 0:
-            ratios.setdefault(manifest["kind"], []).append(
-                (manifest["actual"]["seconds"] / raw_s * scale_s, manifest["actual"]["peak_bytes"] / raw_bytes * scale_bytes)
-            )
+        if seconds > 0:
+            times.setdefault(manifest["kind"], []).append(actual["seconds"] / seconds * scale_s)
+        if memory > 0 and actual.get("held_bytes", 0) <= actual["peak_bytes"] / 2:
+            sizes.setdefault(manifest["kind"], []).append(actual["peak_bytes"] / memory * scale_bytes)
 
     def adjust(kind: str, estimate: Estimate) -> Estimate:
-        known = ratios.get(kind, [])[-KEPT:]
-        if not known:
-            return estimate
-        by_s, by_bytes = median(r[0] for r in known), median(r[1] for r in known)
-        note = f"; times {{:.2f}}, the median of measured over estimated in {len(known)} run{'s' if len(known) > 1 else ''} here"
-        return estimate._replace(
-            seconds=estimate.seconds._replace(value=estimate.seconds.value * by_s, why=estimate.seconds.why + note.format(by_s)),
-            memory=estimate.memory._replace(
-                value=estimate.memory.value * by_bytes, why=estimate.memory.why + note.format(by_bytes)
-            ),
-            scale=(by_s, by_bytes),
-        )
+        scale_s, new_seconds = _scaled(estimate.seconds, times.get(kind, []))
+        scale_bytes, new_memory = _scaled(estimate.memory, sizes.get(kind, []))
+        return estimate._replace(seconds=new_seconds, memory=new_memory, scale=(scale_s, scale_bytes))
 
     return adjust
+
+
+def _scaled(quantity: Quantity, ratios: list[float]) -> tuple[float, Quantity]:
+    newest = ratios[-KEPT:]
+    if not newest:
+        return 1.0, quantity
+    by = median(newest)
+    runs = f"{len(newest)} run{'s' if len(newest) > 1 else ''}"
+    why = f"{quantity.why}; times {by:.2f}, the median of measured over estimated in {runs} here"
+    return by, quantity._replace(value=quantity.value * by, why=why)
