@@ -1,12 +1,11 @@
 """What first weights that copy are worth: `init: induction` against `init: normal` after 300 steps of 1,024 tokens, three seeds.
 
-The recipe is benchmarks/induction_start.yaml: answers in the loss, the same rows in the same order, the same questions on functions
-that neither saw. `normal` ties its head to the embeddings, which is its best; the circuit needs a head of its own.
+The recipe is benchmarks/induction_start.yaml: answers in the loss, the same rows in the same order, the same questions on
+functions that neither saw. `normal` ties its head to the embeddings, which is its best; the circuit needs a head of its own.
 """
 
 from __future__ import annotations
 
-import json
 import shutil
 import subprocess
 import sys
@@ -24,8 +23,8 @@ def main() -> dict:
     shutil.rmtree(STORE, ignore_errors=True)
     rows, found = [], {"normal": [], "induction": []}
     for seed in SEEDS:
-        command = [sys.executable, "-m", "modelwright.cli.main", "run", str(RECIPE), f"seed={seed}", "--store", str(STORE), "--json"]
-        json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        arguments = ["run", str(RECIPE), f"seed={seed}", "--store", str(STORE), "--json"]
+        subprocess.run([sys.executable, "-m", "modelwright.cli.main", *arguments], check=True, stdout=subprocess.DEVNULL)
         made = {s.name: s.artifact.manifest for s in load(RECIPE, f"seed={seed}", store=STORE).steps() if s.artifact}
         for init, values in found.items():
             score = next(m for m in made[f"{init}_score"]["stats"]["metrics"] if not m["group"])

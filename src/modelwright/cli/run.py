@@ -46,7 +46,7 @@ def main(args: list[str]) -> int:
         return 0
     made = sum(o.state == "made" for o in outcomes)
     print(f"\n{made} made, {len(outcomes) - made} cached, in {seconds_text(seconds)}")
-    _next(chosen, report, any(o.artifact is not None and o.artifact.manifest["kind"] in ("train", "export") for o in outcomes))
+    _next(chosen, report, any(o.artifact is not None and o.artifact.manifest["type"] in ("model", "export") for o in outcomes))
     return 0
 
 

@@ -72,7 +72,7 @@ class Train(Stage):
     """Processor threads. Unset: all cores of the machine."""
     micro_tokens: Annotated[int | None, Runtime] = Field(None, ge=8)
     """Most tokens computed at once; a step is several of these. More is faster up to some hundreds and takes memory in
-    proportion. Unset: as many as take about 0.2 GB of activations."""
+    proportion. Unset: as many as take about 0.4 GB of activations."""
     checkpoint_every_s: Annotated[float, Runtime] = Field(120.0, ge=0)
     """Seconds between checkpoints; less is lost in a crash, more time goes into writing. 120: at most two minutes are lost."""
     log_every: Annotated[int, Runtime] = Field(10, ge=1)
