@@ -80,7 +80,8 @@ class Entry:
 
 def size(record: Record) -> int:
     """Bytes of a row's text in UTF-8."""
-    return len(content(record).encode("utf-8", "surrogatepass"))
+    text = content(record)
+    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
 
 
 class Ledger:

@@ -332,9 +332,8 @@ def _write(run: Run, name: str, rows: Iterable[Record]) -> Measured:
     def counted() -> Iterator[Record]:
         nonlocal total
         for record in rows:
-            text = content(record)
-            lengths.append(len(text))
-            total += len(text.encode("utf-8", "surrogatepass"))
+            lengths.append(len(content(record)))
+            total += size(record)
             yield record
 
     write_records(run.out / f"{name}.jsonl", counted())

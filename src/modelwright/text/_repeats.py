@@ -8,6 +8,15 @@ from numba import njit
 from modelwright.text._scan import MULTIPLY, finish
 
 
+@njit(nogil=True, cache=True)
+def slots_for(keys):  # type: ignore[no-untyped-def]
+    """Slots of an open table for so many keys: a power of two, at least half of them empty."""
+    slots = 16
+    while slots < 2 * keys:
+        slots *= 2
+    return slots
+
+
 @njit(nogil=True, cache=True, inline="always")
 def place(key, key_K, age_K, age):  # type: ignore[no-untyped-def]
     """(slot of a key in an open table of 2**k slots, whether it is there already); slots of another age are empty."""

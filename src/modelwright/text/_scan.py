@@ -44,6 +44,15 @@ def finish(hash_):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True)
+def longest(start_D):  # type: ignore[no-untyped-def]
+    """Bytes of the longest document, 1 at least: so many words it can have at most."""
+    most = 1
+    for d in range(len(start_D) - 1):
+        most = max(most, start_D[d + 1] - start_D[d])
+    return most
+
+
+@njit(nogil=True, cache=True)
 def spaced_words(data_B, begin, end, flags_C, lower_C, hash_W, folded_W, chars_W, marks_W):  # type: ignore[no-untyped-def]
     """Runs between spaces, and single characters of scripts without spaces; returns how many there are.
 
@@ -79,6 +88,12 @@ def spaced_words(data_B, begin, end, flags_C, lower_C, hash_W, folded_W, chars_W
 def bare_words(data_B, begin, end, flags_C, lower_C, folded_W):  # type: ignore[no-untyped-def]
     """Runs of letters, digits, marks and underscores in lower case, and single characters of scripts without spaces; returns how
     many there are."""
+    return placed_words(data_B, begin, end, flags_C, lower_C, folded_W, folded_W[:0])
+
+
+@njit(nogil=True, cache=True)
+def placed_words(data_B, begin, end, flags_C, lower_C, folded_W, begin_W):  # type: ignore[no-untyped-def]
+    """`bare_words`, and the byte at which each begins, where there is room for that."""
     words = 0
     inside, alone = False, False
     folded = BASIS
@@ -97,7 +112,10 @@ def bare_words(data_B, begin, end, flags_C, lower_C, folded_W):  # type: ignore[
             words += 1
             inside, alone, folded = False, False, BASIS
         if word:
-            alone = alone if inside else apart != 0
+            if not inside:
+                alone = apart != 0
+                if len(begin_W):
+                    begin_W[words] = at
             inside = True
             folded = stir(folded, lower_C[code])
         at += size

@@ -16,7 +16,7 @@ import numpy as np
 from numba import njit
 
 from modelwright.text import Texts
-from modelwright.text._scan import MULTIPLY, bare_words, finish
+from modelwright.text._scan import MULTIPLY, bare_words, finish, longest
 from modelwright.text.tables import tables
 
 if TYPE_CHECKING:
@@ -64,16 +64,8 @@ def _features(data_B, begin, end, flags_C, lower_C, folded_W, slot_F, seen_S, ag
 
 
 @njit(nogil=True, cache=True)
-def _longest(start_D):  # type: ignore[no-untyped-def]
-    longest = 1
-    for d in range(len(start_D) - 1):
-        longest = max(longest, start_D[d + 1] - start_D[d])
-    return longest
-
-
-@njit(nogil=True, cache=True)
 def _train(data_B, start_D, flags_C, lower_C, is_good_D, share_D, order_ND, weight_S):  # type: ignore[no-untyped-def]
-    room = _longest(start_D) + 1
+    room = longest(start_D) + 1
     folded_W, slot_F = np.empty(room, np.uint64), np.empty(2 * room, np.int64)
     seen_S, square_S = np.zeros(len(weight_S) - 1, np.int64), np.full(len(weight_S), 1e-8)
     age = 0
@@ -97,7 +89,7 @@ def _train(data_B, start_D, flags_C, lower_C, is_good_D, share_D, order_ND, weig
 
 @njit(nogil=True, cache=True)
 def _score(data_B, start_D, flags_C, lower_C, weight_S, likely_D):  # type: ignore[no-untyped-def]
-    room = _longest(start_D) + 1
+    room = longest(start_D) + 1
     folded_W, slot_F = np.empty(room, np.uint64), np.empty(2 * room, np.int64)
     seen_S = np.full(len(weight_S) - 1, -1, np.int64)
     for d in range(len(start_D) - 1):

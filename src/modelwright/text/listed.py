@@ -13,7 +13,7 @@ import numpy as np
 from numba import njit
 
 from modelwright.text import Texts
-from modelwright.text._scan import MULTIPLY, bare_words, finish
+from modelwright.text._scan import MULTIPLY, bare_words, finish, longest
 from modelwright.text.tables import tables
 
 if TYPE_CHECKING:
@@ -38,10 +38,7 @@ def _hashes(data_B, start_D, flags_C, lower_C, hash_D, words_D):  # type: ignore
 
 @njit(nogil=True, cache=True)
 def _count(data_B, start_D, flags_C, lower_C, phrase_P, length_L, words_D, hits_D, hit_words_D):  # type: ignore[no-untyped-def]
-    longest = 1
-    for d in range(len(start_D) - 1):
-        longest = max(longest, start_D[d + 1] - start_D[d])
-    folded_W = np.empty(longest + 1, np.uint64)
+    folded_W = np.empty(longest(start_D) + 1, np.uint64)
     for d in range(len(start_D) - 1):
         words = bare_words(data_B, start_D[d], start_D[d + 1], flags_C, lower_C, folded_W)
         words_D[d] = words

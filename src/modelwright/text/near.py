@@ -17,7 +17,7 @@ import numpy as np
 from numba import njit
 
 from modelwright.text import Texts
-from modelwright.text._scan import MULTIPLY, bare_words, finish
+from modelwright.text._scan import MULTIPLY, bare_words, finish, longest
 from modelwright.text.tables import tables
 
 if TYPE_CHECKING:
@@ -57,11 +57,9 @@ def _least(low_S, high_S, factor, mask):  # type: ignore[no-untyped-def]
 
 @njit(nogil=True, cache=True)
 def _bands(data_B, start_D, flags_C, lower_C, ngram, factor_H, mask_H, rows, band_DN, shingles_D):  # type: ignore[no-untyped-def]
-    longest = 1
-    for d in range(len(start_D) - 1):
-        longest = max(longest, start_D[d + 1] - start_D[d])
-    folded_W, shingle_S = np.empty(longest + 1, np.uint64), np.empty(longest + 1, np.uint64)
-    low_S, high_S = np.empty(longest + 1, np.uint32), np.empty(longest + 1, np.uint32)
+    room = longest(start_D) + 1
+    folded_W, shingle_S = np.empty(room, np.uint64), np.empty(room, np.uint64)
+    low_S, high_S = np.empty(room, np.uint32), np.empty(room, np.uint32)
     least_H = np.empty(len(factor_H), np.uint32)
     for d in range(len(start_D) - 1):
         words = bare_words(data_B, start_D[d], start_D[d + 1], flags_C, lower_C, folded_W)

@@ -15,8 +15,8 @@ import numpy as np
 from numba import njit
 
 from modelwright.text import Texts
-from modelwright.text._repeats import place
-from modelwright.text._scan import bare_words
+from modelwright.text._repeats import place, slots_for
+from modelwright.text._scan import bare_words, longest
 from modelwright.text.near import run_hashes
 from modelwright.text.tables import tables
 
@@ -27,10 +27,8 @@ if TYPE_CHECKING:
 @njit(nogil=True, cache=True)
 def _find(data_B, start_D, flags_C, lower_C, ngram, key_K, age_K, found_F, document_F, word_F):  # type: ignore[no-untyped-def]
     """How many runs of all documents are in the table; as many as there is room for are written down."""
-    longest = 1
-    for d in range(len(start_D) - 1):
-        longest = max(longest, start_D[d + 1] - start_D[d])
-    folded_W, gram_W = np.empty(longest + 1, np.uint64), np.empty(longest + 1, np.uint64)
+    room = longest(start_D) + 1
+    folded_W, gram_W = np.empty(room, np.uint64), np.empty(room, np.uint64)
     count = 0
     for d in range(len(start_D) - 1):
         words = bare_words(data_B, start_D[d], start_D[d + 1], flags_C, lower_C, folded_W)
@@ -86,9 +84,7 @@ class Runs:
     def __init__(self, hashes: Sequence[Array], ngram: int) -> None:
         self.ngram = ngram
         hash_N = np.unique(np.concatenate(hashes)) if hashes else np.empty(0, np.uint64)
-        slots = 16
-        while slots < 4 * len(hash_N):  # sparse: most runs that are asked for are not there
-            slots *= 2
+        slots = slots_for(2 * len(hash_N))  # sparse: most runs that are asked for are not there
         self._key_K, self._age_K = np.zeros(slots, np.uint64), np.zeros(slots, np.int64)
         _fill(hash_N, self._key_K, self._age_K)
 

@@ -15,7 +15,7 @@ import numpy as np
 from numba import njit
 
 from modelwright.text import Texts
-from modelwright.text._repeats import came_before, commonest, longer, repeated
+from modelwright.text._repeats import came_before, commonest, longer, repeated, slots_for
 from modelwright.text._scan import (
     BASIS,
     HAS_ALNUM,
@@ -25,6 +25,7 @@ from modelwright.text._scan import (
     LINE_TERMINAL,
     finish,
     lines_of,
+    longest,
     spaced_words,
     stir,
 )
@@ -63,15 +64,10 @@ COUNTS = (
 
 @njit(nogil=True, cache=True)
 def _count(data_B, start_D, flags_C, lower_C, stop_S, count_DX):  # type: ignore[no-untyped-def]
-    longest = 1
-    for d in range(len(start_D) - 1):
-        longest = max(longest, start_D[d + 1] - start_D[d])
-    room = longest + 1
+    room = longest(start_D) + 1
     hash_W, folded_W, gram_W = np.empty(room, np.uint64), np.empty(room, np.uint64), np.empty(room, np.uint64)
     chars_W, before_W, marks_W = np.empty(room, np.int64), np.empty(room + 1, np.int64), np.empty(room, np.uint8)
-    slots = 16
-    while slots < 2 * room:
-        slots *= 2
+    slots = slots_for(room)
     key_K, age_K = np.empty(slots, np.uint64), np.zeros(slots, np.int64)
     count_K, first_K = np.empty(slots, np.int64), np.empty(slots, np.int64)
     age = 0
@@ -79,9 +75,7 @@ def _count(data_B, start_D, flags_C, lower_C, stop_S, count_DX):  # type: ignore
         begin, end = start_D[d], start_D[d + 1]
         counts = count_DX[d]
         # a table no larger than the document needs stays in the cache
-        few = 16
-        while few < 2 * (end - begin + 1):
-            few *= 2
+        few = slots_for(end - begin + 1)
         keys, ages, times, firsts = key_K[:few], age_K[:few], count_K[:few], first_K[:few]
         lines, paragraphs = lines_of(data_B, begin, end, flags_C, hash_W, chars_W, marks_W, folded_W, before_W, counts)
         counts[9], counts[16] = lines, paragraphs

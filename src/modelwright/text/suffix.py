@@ -14,38 +14,12 @@ import numpy as np
 from numba import njit
 
 from modelwright.text import Texts
-from modelwright.text._scan import BASIS, MULTIPLY, decode, finish, stir
-from modelwright.text.tables import MARK, PLANES, UNSPACED, WORD, tables
+from modelwright.text._repeats import slots_for
+from modelwright.text._scan import MULTIPLY, finish, placed_words
+from modelwright.text.tables import tables
 
 if TYPE_CHECKING:
     from modelwright.text import Array
-
-
-@njit(nogil=True, cache=True)
-def _words_at(data_B, flags_C, lower_C, folded_W, begin_W):  # type: ignore[no-untyped-def]
-    """The words of `bare_words`, and the byte at which each begins; returns how many there are."""
-    words, at = 0, 0
-    inside, alone = False, False
-    folded = BASIS
-    while at < len(data_B):
-        code, size = decode(data_B, at)
-        flags = flags_C[code] if code < PLANES else np.uint16(0)
-        word, apart = flags & WORD, flags & UNSPACED
-        joins = not apart and (not alone or (flags & MARK) != 0)
-        if inside and not (word and joins):
-            folded_W[words] = finish(folded)
-            words += 1
-            inside, alone, folded = False, False, BASIS
-        if word:
-            if not inside:
-                begin_W[words], alone = at, apart != 0
-            inside = True
-            folded = stir(folded, lower_C[code])
-        at += size
-    if inside:
-        folded_W[words] = finish(folded)
-        words += 1
-    return words
 
 
 class Words(NamedTuple):
@@ -58,7 +32,7 @@ class Words(NamedTuple):
 def words_at(text: str) -> Words:
     data_B = Texts.of([text]).data_B
     folded_W, begin_W = np.empty(len(data_B), np.uint64), np.empty(len(data_B), np.int64)
-    words = _words_at(data_B, *tables(), folded_W, begin_W)
+    words = placed_words(data_B, 0, len(data_B), *tables(), folded_W, begin_W)
     return Words(folded_W[:words].copy(), begin_W[:words].copy())
 
 
@@ -94,9 +68,6 @@ def _repeats(word_M, start_D, n, first_K, gone_M):  # type: ignore[no-untyped-de
 
 def repeats(word_M: Array, start_D: Array, n: int) -> Array:
     """[M] bool: words in a run of at least `n` that came before, in this document or an earlier one. 16 to 32 bytes a word."""
-    slots = 16
-    while slots < 2 * len(word_M):
-        slots *= 2
     gone_M = np.zeros(len(word_M), np.bool_)
-    _repeats(word_M, start_D, n, np.full(slots, -1, np.int64), gone_M)
+    _repeats(word_M, start_D, n, np.full(slots_for(len(word_M)), -1, np.int64), gone_M)
     return gone_M

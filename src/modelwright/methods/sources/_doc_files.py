@@ -10,17 +10,14 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
-
-from pydantic import AfterValidator, Field
+from typing import Any
 
 from modelwright.core.errors import missing_extra
 from modelwright.core.events import Log
 from modelwright.core.record import Record
-from modelwright.core.stage import Accepts, Input
+from modelwright.core.stage import Input
 from modelwright.core.units import bytes_text
-from modelwright.methods.sources import OnBad, Source, files_only
-from modelwright.methods.sources._files import EVERY, Bad, decode, find, refuse
+from modelwright.methods.sources._files import Bad, Files, decode, find, refuse
 
 
 class Unreadable(Exception):
@@ -31,38 +28,26 @@ class Unreadable(Exception):
         super().__init__(f"{reason}: {detail}")
 
 
-class Documents(Source):
-    """Files of one sort, one after the other. A kind says how it reads one (`records`)."""
-
-    path: Annotated[str, Accepts(("records",)), AfterValidator(files_only)] = Field(examples=["./documents/"])
-    """A file or folder (with a slash; it starts at the recipe's folder), or `hf:org/name@revision`."""
-    match: str = Field(EVERY, examples=["**/a*"])
-    """Glob of the files in a folder; the default takes every file of the kind at any depth."""
-    on_bad: OnBad = Field("error", examples=["drop"])
-    """A file that cannot be read: stop and name it, or leave it out and count it. Default: stop, to lose nothing unseen."""
-
-    suffixes: ClassVar[tuple[str, ...]]
-
-    def read(self, log: Log) -> Iterator[Record]:
-        return self.rows({}, log)
+class Documents(Files):
+    """Files of which each is read whole or not at all. A kind says how it reads one (`records`)."""
 
     def rows(self, inputs: Mapping[str, Input], log: Log) -> Iterator[Record]:
-        path = inputs[self.path].path if self.path in inputs else Path(self.path)
-        for name, bad in closed_folders(path):
+        for name, bad in closed_folders(self.place(inputs)):
             refuse(name, bad, log, self.on_bad)
-        for file in self.found(path):
-            name = file.relative_to(path).as_posix() if path.is_dir() else file.name
-            try:
-                yield from self.records(file, name, log)
-            except Unreadable as fault:
-                refuse(name, fault.bad, log, self.on_bad)
-            except OSError as error:
-                refuse(name, cannot_read(error), log, self.on_bad)
-            except RecursionError:
-                refuse(name, Bad("nested too deeply", "its parts lie in each other hundreds of times"), log, self.on_bad)
+        yield from super().rows(inputs, log)
 
     def found(self, path: Path) -> list[Path]:
         return find(path, self.match, self.suffixes + tuple(suffix.upper() for suffix in self.suffixes))
+
+    def of_file(self, file: Path, name: str, log: Log) -> Iterator[Record]:
+        try:
+            yield from self.records(file, name, log)
+        except Unreadable as fault:
+            refuse(name, fault.bad, log, self.on_bad)
+        except OSError as error:
+            refuse(name, cannot_read(error), log, self.on_bad)
+        except RecursionError:
+            refuse(name, Bad("nested too deeply", "its parts lie in each other hundreds of times"), log, self.on_bad)
 
     def records(self, file: Path, name: str, log: Log) -> Iterator[Record]:
         """The rows of one file; Unreadable or OSError where it has none."""

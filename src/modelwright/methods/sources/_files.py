@@ -10,16 +10,19 @@ import gzip
 import itertools
 import json
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
+
+from pydantic import AfterValidator, Field
 
 from modelwright.core.errors import UserError, missing_extra
 from modelwright.core.events import Log
 from modelwright.core.record import Record
+from modelwright.core.stage import Accepts, Input
 from modelwright.core.units import bytes_text
 from modelwright.methods.formats import Format, LeftOut, looking
-from modelwright.methods.sources import OnBad
+from modelwright.methods.sources import OnBad, Source, files_only
 
 TEXT = (".txt", ".md", ".rst")
 ROWS = (".jsonl", ".ndjson", ".jsonl.gz", ".json", ".csv", ".tsv", ".parquet")
@@ -64,6 +67,42 @@ def find(path: Path, match: str, suffixes: tuple[str, ...]) -> list[Path]:
     return files
 
 
+def name_in(path: Path, file: Path) -> str:
+    """How a file under `path` is called in ids and messages."""
+    return file.relative_to(path).as_posix() if path.is_dir() else file.name
+
+
+class Files(Source):
+    """Files of one sort, one after the other. A kind says how it reads one (`of_file`)."""
+
+    path: Annotated[str, Accepts(("records",)), AfterValidator(files_only)] = Field(examples=["./documents/"])
+    """A file or folder (with a slash; it starts at the recipe's folder), or `hf:org/name@revision`."""
+    match: str = Field(EVERY, examples=["**/a*"])
+    """Glob of the files in a folder; the default takes every file of the kind at any depth."""
+    on_bad: OnBad = Field("error", examples=["drop"])
+    """A file that cannot be read: stop and name it, or leave it out and count it. Default: stop, to lose nothing unseen."""
+
+    suffixes: ClassVar[tuple[str, ...]]
+
+    def read(self, log: Log) -> Iterator[Record]:
+        return self.rows({}, log)
+
+    def rows(self, inputs: Mapping[str, Input], log: Log) -> Iterator[Record]:
+        path = self.place(inputs)
+        for file in self.found(path):
+            yield from self.of_file(file, name_in(path, file), log)
+
+    def place(self, inputs: Mapping[str, Input]) -> Path:
+        return inputs[self.path].path if self.path in inputs else Path(self.path)
+
+    def found(self, path: Path) -> list[Path]:
+        return find(path, self.match, self.suffixes)
+
+    def of_file(self, file: Path, name: str, log: Log) -> Iterator[Record]:
+        """The rows of one file."""
+        raise NotImplementedError
+
+
 def _hidden(path: Path, base: Path) -> bool:
     return any(part.startswith(".") for part in path.relative_to(base).parts)
 
@@ -79,7 +118,7 @@ def read(
 ) -> Iterator[Record]:
     """Every record of a file or folder. `layout`: the row format; unset, each file's is told from its rows."""
     for file in find(path, match, only or TEXT + ROWS):
-        name = file.relative_to(path).as_posix() if path.is_dir() else file.name
+        name = name_in(path, file)
         if file.name.endswith(TEXT):
             yield from read_text(file, name, log, on_bad)
         else:

@@ -1,4 +1,4 @@
-"""What the sources of web pages share: which files, in which encoding, and how much of one is read.
+"""What the sources of web pages share: in which encoding one is, and how much of one is read.
 
 Source: WHATWG, Encoding Standard, https://encoding.spec.whatwg.org (labels of encodings, the byte order mark first).
 """
@@ -6,11 +6,9 @@ Source: WHATWG, Encoding Standard, https://encoding.spec.whatwg.org (labels of e
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from pathlib import Path
 
 from modelwright.core.errors import missing_extra
-from modelwright.methods.sources._files import Bad, find
+from modelwright.methods.sources._files import Bad
 
 PAGE_BYTES = 8 << 20
 """Largest page by default: where a text file is divided, and more than the 5 MiB at which Common Crawl cuts a page."""
@@ -18,12 +16,6 @@ _BOMS = ((b"\xef\xbb\xbf", "utf-8"), (b"\xff\xfe", "utf-16-le"), (b"\xfe\xff", "
 _LOOK_BYTES = 1024
 """Where a page must name its encoding: https://html.spec.whatwg.org/#charset."""
 _CHARSET = re.compile(rb"""<meta[^>]{1,200}?charset\s*=\s*["']?\s*([\w.:-]{1,40})""", re.IGNORECASE)
-
-
-def named(path: Path, match: str, suffixes: tuple[str, ...]) -> Iterator[tuple[Path, str]]:
-    """The files of a folder, or the file itself, and how each is called in ids and messages."""
-    for file in find(path, match, suffixes):
-        yield file, file.relative_to(path).as_posix() if path.is_dir() else file.name
 
 
 def decode_page(data: bytes, said: str | None = None) -> str | Bad:

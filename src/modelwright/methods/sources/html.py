@@ -7,7 +7,7 @@ address is its canonical link, RFC 6596.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -16,19 +16,19 @@ from pydantic import AfterValidator, Field
 from modelwright.core.errors import UserError, missing_extra
 from modelwright.core.events import Log
 from modelwright.core.record import Record
-from modelwright.core.stage import Accepts, Input
-from modelwright.methods.sources import OnBad, Source, files_only
-from modelwright.methods.sources._files import EVERY, Bad, refuse
-from modelwright.methods.sources._web import PAGE_BYTES, decode_page, named, too_large
+from modelwright.core.stage import Accepts
+from modelwright.methods.sources import OnBad, files_only
+from modelwright.methods.sources._files import EVERY, Bad, Files, refuse
+from modelwright.methods.sources._web import PAGE_BYTES, decode_page, too_large
 
-SUFFIXES = (".html", ".htm", ".xhtml")
 _BODY = re.compile(r"<body\b", re.IGNORECASE)
 
 
-class Html(Source):
+class Html(Files):
     """`.html`, `.htm` and `.xhtml` files."""
 
     bytes_per_s: ClassVar[float] = 30e6
+    suffixes: ClassVar[tuple[str, ...]] = (".html", ".htm", ".xhtml")
 
     kind: Literal["html"] = "html"
     path: Annotated[str, Accepts(("records",)), AfterValidator(files_only)] = Field(examples=["./pages/"])
@@ -40,17 +40,12 @@ class Html(Source):
     on_bad: OnBad = Field("error", examples=["drop"])
     """A page that cannot be read: stop and name it, or leave it out and count it. Default: stop, to lose nothing unseen."""
 
-    def read(self, log: Log) -> Iterator[Record]:
-        return self.rows({}, log)
-
-    def rows(self, inputs: Mapping[str, Input], log: Log) -> Iterator[Record]:
-        path = inputs[self.path].path if self.path in inputs else Path(self.path)
-        for file, name in named(path, self.match, SUFFIXES):
-            text = self._text(file)
-            if isinstance(text, Bad):
-                refuse(name, text, log, self.on_bad)
-            else:
-                yield Record(name, text=text, meta={"path": name, **facts(text), "media": "text/html"})
+    def of_file(self, file: Path, name: str, log: Log) -> Iterator[Record]:
+        text = self._text(file)
+        if isinstance(text, Bad):
+            refuse(name, text, log, self.on_bad)
+        else:
+            yield Record(name, text=text, meta={"path": name, **facts(text), "media": "text/html"})
 
     def _text(self, file: Path) -> str | Bad:
         try:

@@ -21,7 +21,7 @@ from modelwright.core.record import Record
 from modelwright.core.stage import Accepts, Input, parse_ref
 from modelwright.methods.formats import FORMATS, Format
 from modelwright.methods.sources import OnBad, Source, files_only
-from modelwright.methods.sources._files import EVERY, ROWS, find, read_rows
+from modelwright.methods.sources._files import EVERY, ROWS, find, name_in, read_rows
 
 CARDS = ("dataset_infos.json", "dataset_info.json", "state.json", "config.json")
 """Files about the data that are not data."""
@@ -64,9 +64,7 @@ class Hub(Source):
         files = [file for file in find(folder, self.match, ROWS) if file.name not in CARDS]
         by_split: dict[str, list[Path]] = {}
         for file in files:
-            by_split.setdefault(
-                split_of(file.relative_to(folder).as_posix() if file != folder else file.name, self.split), []
-            ).append(file)
+            by_split.setdefault(split_of(name_in(folder, file), self.split), []).append(file)
         if self.split not in by_split:
             raise UserError(
                 f"{self.dataset} has no split {self.split!r}",
@@ -74,7 +72,7 @@ class Hub(Source):
                 f"set `split` to one of: {', '.join(sorted(by_split))}" if by_split else "give a folder with data files",
             )
         for file in by_split[self.split]:
-            name = file.relative_to(folder).as_posix() if file != folder else file.name
+            name = name_in(folder, file)
             yield from read_rows(file, name, log, self.format, self.on_bad)
 
 

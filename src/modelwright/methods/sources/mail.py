@@ -85,7 +85,7 @@ class Mail(Documents):
         if self.per == "message":
             yield from super().rows(inputs, log)
             return
-        path = inputs[self.path].path if self.path in inputs else Path(self.path)
+        path = self.place(inputs)
         for name, bad in closed_folders(path):
             refuse(name, bad, log, self.on_bad)
         for places in self._threads(path, log):

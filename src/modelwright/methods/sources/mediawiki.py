@@ -11,7 +11,7 @@ import gzip
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Annotated, Any, ClassVar, Literal
 from urllib.parse import quote
@@ -21,22 +21,22 @@ from pydantic import AfterValidator, Field
 from modelwright.core.errors import UserError, missing_extra
 from modelwright.core.events import Log
 from modelwright.core.record import Record
-from modelwright.core.stage import Accepts, Input
-from modelwright.methods.sources import OnBad, Source, files_only
-from modelwright.methods.sources._files import EVERY, Bad, refuse
-from modelwright.methods.sources._web import PAGE_BYTES, named, too_large
+from modelwright.core.stage import Accepts
+from modelwright.methods.sources import OnBad, files_only
+from modelwright.methods.sources._files import EVERY, Bad, Files, refuse
+from modelwright.methods.sources._web import PAGE_BYTES, too_large
 from modelwright.methods.sources._web_wikitext import FILES_AND_CATEGORIES, plain
 
-SUFFIXES = (".xml", ".xml.bz2", ".xml.gz")
 _OPEN: dict[str, Any] = {".bz2": bz2.open, ".gz": gzip.open}
 _FILE, _CATEGORY = "6", "14"
 """Numbers of the namespaces that each wiki calls by a word of its language."""
 
 
-class MediaWiki(Source):
+class MediaWiki(Files):
     """One row a page, its last revision. Redirects and pages that are no wikitext are left out and counted."""
 
     bytes_per_s: ClassVar[float] = 6e6
+    suffixes: ClassVar[tuple[str, ...]] = (".xml", ".xml.bz2", ".xml.gz")
 
     kind: Literal["mediawiki"] = "mediawiki"
     path: Annotated[str, Accepts(("records",)), AfterValidator(files_only)] = Field(examples=["./dumps/"])
@@ -52,16 +52,11 @@ class MediaWiki(Source):
     """A dump that cannot be read to its end: stop and name the place, or count it and keep what came before. Default: stop, to
     lose nothing unseen."""
 
-    def read(self, log: Log) -> Iterator[Record]:
-        return self.rows({}, log)
-
-    def rows(self, inputs: Mapping[str, Input], log: Log) -> Iterator[Record]:
-        path = inputs[self.path].path if self.path in inputs else Path(self.path)
-        for file, name in named(path, self.match, SUFFIXES):
-            left_out: Counter[str] = Counter()
-            yield from self._dump(file, name, left_out, log)
-            for reason, pages in sorted(left_out.items()):
-                log.event("excluded", reason=reason, files=pages, path=name)
+    def of_file(self, file: Path, name: str, log: Log) -> Iterator[Record]:
+        left_out: Counter[str] = Counter()
+        yield from self._dump(file, name, left_out, log)
+        for reason, pages in sorted(left_out.items()):
+            log.event("excluded", reason=reason, files=pages, path=name)
 
     def _dump(self, file: Path, name: str, left_out: Counter[str], log: Log) -> Iterator[Record]:
         try:

@@ -7,23 +7,25 @@ Source: none to cite, files as they are; UTF-8 as in RFC 3629, an empty line bet
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field
 
 from modelwright.core.events import Log
 from modelwright.core.record import Record
-from modelwright.core.stage import Accepts, Input
-from modelwright.methods.sources import OnBad, Source, files_only
-from modelwright.methods.sources._files import EVERY, TEXT, find, read_text
+from modelwright.core.stage import Accepts
+from modelwright.methods.sources import OnBad, files_only
+from modelwright.methods.sources._files import EVERY, TEXT, Files, read_text
 
 _BLANK = re.compile(r"\n[ \t]*\n\s*")
 
 
-class Text(Source):
+class Text(Files):
     """`.txt`, `.md` and `.rst` files."""
+
+    suffixes: ClassVar[tuple[str, ...]] = TEXT
 
     kind: Literal["text"] = "text"
     path: Annotated[str, Accepts(("records",)), AfterValidator(files_only)] = Field(examples=["./notes/"])
@@ -35,15 +37,9 @@ class Text(Source):
     on_bad: OnBad = Field("error", examples=["drop"])
     """A file that is not UTF-8 text: stop and name it, or leave it out and count it. Default: stop, to lose nothing unseen."""
 
-    def read(self, log: Log) -> Iterator[Record]:
-        return self.rows({}, log)
-
-    def rows(self, inputs: Mapping[str, Input], log: Log) -> Iterator[Record]:
-        path = inputs[self.path].path if self.path in inputs else Path(self.path)
-        for file in find(path, self.match, TEXT):
-            name = file.relative_to(path).as_posix() if path.is_dir() else file.name
-            for record in read_text(file, name, log, self.on_bad):
-                yield from self._pieces(record)
+    def of_file(self, file: Path, name: str, log: Log) -> Iterator[Record]:
+        for record in read_text(file, name, log, self.on_bad):
+            yield from self._pieces(record)
 
     def _pieces(self, record: Record) -> Iterator[Record]:
         if self.per == "file":

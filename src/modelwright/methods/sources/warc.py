@@ -10,7 +10,7 @@ import contextlib
 import io
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Annotated, Any, ClassVar, Literal
 
@@ -19,20 +19,20 @@ from pydantic import AfterValidator, Field
 from modelwright.core.errors import UserError, missing_extra
 from modelwright.core.events import Log
 from modelwright.core.record import Record
-from modelwright.core.stage import Accepts, Input
-from modelwright.methods.sources import OnBad, Source, files_only
-from modelwright.methods.sources._files import EVERY, Bad, refuse
-from modelwright.methods.sources._web import PAGE_BYTES, decode_page, named, too_large
+from modelwright.core.stage import Accepts
+from modelwright.methods.sources import OnBad, files_only
+from modelwright.methods.sources._files import EVERY, Bad, Files, refuse
+from modelwright.methods.sources._web import PAGE_BYTES, decode_page, too_large
 
-SUFFIXES = (".warc", ".warc.gz", ".wet", ".wet.gz")
 HTML = ("text/html", "application/xhtml+xml")
 _CHUNK_BYTES = 1 << 18
 
 
-class Warc(Source):
+class Warc(Files):
     """Responses that are HTML become raw pages, conversions plain text; requests, metadata and other records are no pages."""
 
     bytes_per_s: ClassVar[float] = 70e6
+    suffixes: ClassVar[tuple[str, ...]] = (".warc", ".warc.gz", ".wet", ".wet.gz")
 
     kind: Literal["warc"] = "warc"
     path: Annotated[str, Accepts(("records",)), AfterValidator(files_only)] = Field(examples=["./crawl/"])
@@ -45,20 +45,15 @@ class Warc(Source):
     """A page that cannot be read (too large, torn, in no known encoding): leave it out and count it, or stop and name it.
     Default: count, because a crawl holds what servers sent, and nobody can mend that; the stage's limits still hold."""
 
-    def read(self, log: Log) -> Iterator[Record]:
-        return self.rows({}, log)
-
-    def rows(self, inputs: Mapping[str, Input], log: Log) -> Iterator[Record]:
-        path = inputs[self.path].path if self.path in inputs else Path(self.path)
-        for file, name in named(path, self.match, SUFFIXES):
-            left_out: Counter[str] = Counter()
-            try:
-                with file.open("rb") as stream:
-                    yield from self._archive(stream, name, left_out, log)
-            except OSError as error:
-                raise UserError(f"{name} cannot be read", str(error), "check the file and its permissions") from None
-            for reason, records in sorted(left_out.items()):
-                log.event("excluded", reason=reason, files=records, path=name)
+    def of_file(self, file: Path, name: str, log: Log) -> Iterator[Record]:
+        left_out: Counter[str] = Counter()
+        try:
+            with file.open("rb") as stream:
+                yield from self._archive(stream, name, left_out, log)
+        except OSError as error:
+            raise UserError(f"{name} cannot be read", str(error), "check the file and its permissions") from None
+        for reason, records in sorted(left_out.items()):
+            log.event("excluded", reason=reason, files=records, path=name)
 
     def _archive(self, stream: IO[bytes], name: str, left_out: Counter[str], log: Log) -> Iterator[Record]:
         """Record by record; after a tear nothing of the archive can be found again."""

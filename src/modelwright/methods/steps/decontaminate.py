@@ -68,6 +68,8 @@ class Decontaminate(Step):
         return self.ready(run)(rows)
 
     def ready(self, run: Run) -> Judge:
+        import numpy as np
+
         from modelwright.text import Texts
         from modelwright.text.ngrams import Runs
 
@@ -76,8 +78,6 @@ class Decontaminate(Step):
         for item in items:
             for gram in item.runs:
                 owners.setdefault(gram, []).append(item)
-        import numpy as np
-
         lengths = sorted({item.ngram for item in items})
         wanted = [Runs([np.array(list(i.runs), np.uint64) for i in items if i.ngram == n], n) for n in lengths]
 
