@@ -268,6 +268,8 @@ class Cluster:
             is_initialized=lambda: False,
             cluster_resources=lambda: self.has,
             get=self._get,
+            put=lambda value: value,
+            kill=lambda actor: self.calls.append(["kill"]),
             remote=lambda **fields: lambda cls: _Actor(self, cls, fields),
             util=util,
             exceptions=SimpleNamespace(RayError=RayError, GetTimeoutError=GetTimeoutError),
@@ -297,12 +299,12 @@ class _Actor:
     def __init__(self, cluster: Cluster, cls: type, fields: dict[str, Any]) -> None:
         self._cluster, self._cls, self._fields = cluster, cls, fields
 
-    def options(self, scheduling_strategy: Any) -> _Actor:
+    def options(self, scheduling_strategy: Any, runtime_env: Any = None) -> _Actor:
         self._cluster.calls.append(["actor", self._fields, scheduling_strategy])
         return self
 
-    def remote(self) -> Any:
-        return _Handle(self._cls())
+    def remote(self, *args: Any) -> Any:
+        return _Handle(self._cls(*args))
 
 
 class _Handle:

@@ -49,6 +49,11 @@ def files(folder: Path) -> Path:
         "dataset/data/train.jsonl": '{"text": "train"}\n',
         "dataset/data/test.jsonl": '{"text": "test"}\n',
         "dataset/more/train-2.jsonl": '{"text": "more"}\n',
+        "configured/README.md": "---\nconfigs:\n- {config_name: one, default: true, data_files: one/*}\n"
+        "- {config_name: en, data_files: two/*}\n---\nA card.\n",
+        "configured/one/a.jsonl": '{"text": "of one"}\n',
+        "configured/two/a.jsonl": '{"text": "of the other"}\n',
+        "cells/a.csv": "text;content\n'one;two';three\nfour;five\n",
         "other-set/train.jsonl": '{"text": "of the other set"}\n',
         "site/lawone/__init__.py": _module(0),
         "site/lawone/deep.py": _module(40),
@@ -141,7 +146,10 @@ SOURCES = Subject(
         "jsonl": {"path": "./rows/"},
         "jsonl.format": {"path": "./mixed.jsonl"},
         "jsonl.on_bad": {"path": "./bad/bad.jsonl"},
+        **{f"jsonl.csv.{name}": {"path": "./cells/", "on_bad": "drop"} for name in ("delimiter", "quote", "header")},
+        "jsonl.csv": {"path": "./cells/", "on_bad": "drop"},
         "hub": {"dataset": "./dataset/"},
+        "hub.config": {"dataset": "./configured/"},
         "hub.format": {"dataset": "./mixed.jsonl"},
         "hub.on_bad": {"dataset": "./bad/bad.jsonl"},
         "text": {"path": "./notes/"},
@@ -160,6 +168,8 @@ SOURCES = Subject(
     others={
         "jsonl.path": "./mixed.jsonl",
         "jsonl.format": {"kind": "prompt_completion"},
+        "jsonl.columns": ["content"],
+        "jsonl.csv.delimiter": ",",
         "hub.dataset": "./other-set/",
         "hub.format": {"kind": "prompt_completion"},
         "text.path": "./other/",
@@ -198,6 +208,7 @@ def documents() -> list[Record]:
     rows.append(Record("answered later", text=f"{asked[0]} {prose(63, 8)} forty two"))
     rows += [Record(f"{words} words", text=" ".join(asked[0].split()[:words])) for words in (22, 30)]
     rows.append(Record("few", text=f"{prose(64, 30)} {asked[1]}"))
+    rows += [_item(f"chat {n}", f"What is it that you do not want to see, captain {n}?", f"The end {n}.") for n in range(12)]
     return rows + [Record(name, text=text) for name, text in PAGES.items()] + content_kit.rows() + web_kit.rows()
 
 
@@ -228,7 +239,8 @@ def given(folder: Path = Path()) -> dict[str, Input]:
 
 def see_step(spec: Any, bench: Any, seed: int = 0) -> Seen:
     """What becomes of each row. Details are left out: they repeat bounds."""
-    run = Run(Path(), given(), seed, Log(None))
+    log = Listening()
+    run = Run(Path(), given(), seed, log)
     outcome: list[Any] = []
     for result in spec.apply(iter(documents()), run):
         if isinstance(result, Drop):
@@ -237,8 +249,8 @@ def see_step(spec: Any, bench: Any, seed: int = 0) -> Seen:
             outcome.append([result.record.id, result.reason, result.pieces, result.chars, result.record.text])
         else:
             record = result.record if isinstance(result, Made) else result
-            outcome.append([record.id, record.text, record.meta])
-    return Seen(outcome, effort=spec.keeps(100.0))
+            outcome.append([record.id, record.text or record.messages, record.meta])
+    return Seen(outcome, [heard for heard in log.heard if heard[0] == "coverage"], effort=spec.keeps(100.0))
 
 
 STEPS = Subject(
@@ -250,14 +262,25 @@ STEPS = Subject(
         "held_out": {"against": "./held.jsonl"},
         **content_kit.BASES,
         **web_kit.STEPS,
+        "balance": {"by": "licence"},
+        "coverage": {"by": "license"},
+        "semantic_dedup.window": {"model": "./judge/"},
+        **{f"recase.{field}": {"share": 1.0} for field in ("to", "how", "copies")},
         "decontaminate": {"against": "./items.jsonl"},
         "decontaminate.answer_words": {"against": "./items.jsonl", "answer": "near"},
     },
-    others={**content_kit.OTHERS, "held_out.against": "./held2.jsonl", "decontaminate.against": ["./held2.jsonl"]},
+    others={**content_kit.OTHERS, "held_out.against": "./held2.jsonl", "decontaminate.against": ["./held2.jsonl"]}
+    | {"balance.by": "license"},
 )
 
 
 # --- formats, templates, tokenizers -----------------------------------------------------------------------
+
+
+def _ratings(*values: int) -> dict[str, Any]:
+    sides = ("instruction_following", "helpfulness", "honesty", "truthfulness")
+    return {side: {"Rating": str(value)} for side, value in zip(sides, values, strict=True)}
+
 
 LAYOUTS: list[dict[str, Any]] = [
     {"instruction": "Add", "input": "1 and 2", "output": "3"},
@@ -285,7 +308,21 @@ LAYOUTS: list[dict[str, Any]] = [
     },
     {"info": {"article": "It rained."}, "summaries": [{"text": "Rain."}, {"text": "Sun."}], "choice": 1},
     {"history": "Tea?", "human_ref_A": "Yes.", "human_ref_B": "No.", "labels": 1, "score_A": 3, "score_B": 2},
-]
+    {
+        "instruction": "2 + 2?",
+        "completions": [
+            {"response": "5", "annotations": _ratings(1, 2, 5, 1), "overall_score": 4},
+            {"response": "4", "annotations": _ratings(5, 4, 4, 3), "overall_score": 3},
+        ],
+    },
+    {
+        "prompt": {"role": "prompter", "text": "Tea?", "replies": [
+            {"role": "assistant", "text": "No.", "rank": 1, "replies": []},
+            {"role": "assistant", "text": "Yes.", "rank": 0, "replies": []},
+        ]},
+    },
+    {"schema": "modelwright.feedback/1", "request": {"messages": CHAT[:1]}, "answer": "Late.", "rating": "up", "better": "10"},
+]  # fmt: skip
 
 
 def see_format(spec: Any, bench: Any) -> Seen:

@@ -21,6 +21,15 @@ def _ids(seed: int, count: int = TOKENS) -> Tensor:
     return torch.randint(VOCAB, (count,), generator=torch.Generator().manual_seed(seed))
 
 
+def _routed(router: Any, model: Any) -> Tensor:
+    """What routers add to the loss of tokens whose choices were those of the step before, too."""
+    from modelwright.nn.experts import count
+
+    logits_LTE = model.base_model(_ids(0)[None], output_router_logits=True).router_logits
+    added: Tensor = router.routed(logits_LTE, count(logits_LTE, router.experts_per_token).share_LE).loss
+    return added
+
+
 def see_architecture(spec: Any, bench: Any) -> Seen:
     """What a fresh model answers, which depends on every size and every weight, and what its routers add to the loss."""
     from modelwright.nn.experts import Router
@@ -33,7 +42,7 @@ def see_architecture(spec: Any, bench: Any) -> Seen:
         written = {"decoder_input_ids": _ids(1)[None]} if model.config.is_encoder_decoder else {}
         logits_TV = model(input_ids=_ids(0)[None], **written).logits[0]
         router = Router.of(model)
-        added = router.routed(model.base_model(_ids(0)[None], output_router_logits=True).router_logits).loss if router else None
+        added = _routed(router, model) if router else None
     return Seen([logits_TV[:, :5], added], effort=spec.shape(VOCAB).model_dump())
 
 

@@ -17,6 +17,7 @@ from modelwright.nn import experts
 from modelwright.nn import model as models
 from modelwright.nn.attention import Layout, Segment
 from modelwright.nn.forward import Decoder
+from tests.parallel_kit import train
 
 VOCAB = 64
 TINY = {"depth": 2, "hidden": 64, "heads": 4, "kv_heads": 2, "head_dim": 16, "intermediate": 48}
@@ -152,18 +153,23 @@ def logits_of(model: Any, tokens: int = 48) -> tuple[torch.Tensor, ...]:
 
 def test_balance_is_1_where_even_and_their_number_where_one_has_all() -> None:
     even_TE = 20 * torch.eye(4).repeat(3, 1)
-    assert float(experts.balance_loss([even_TE], 1)) == pytest.approx(1.0)
     lone_TE = torch.zeros(6, 4)
     lone_TE[:, 2] = 50.0
-    assert float(experts.balance_loss([lone_TE], 1)) == pytest.approx(4.0)
-    assert experts.shares([lone_TE, even_TE[:8]], 1).tolist() == [[0, 0, 1, 0], [0.25] * 4]
+    for logits_TE, balance in ((even_TE, 1.0), (lone_TE, 4.0)):
+        counted = experts.count([logits_TE], 1)
+        assert counted.metrics()["balance"] == pytest.approx(balance)
+        assert float(experts.balance_loss([logits_TE], counted.share_LE)) == pytest.approx(balance)
+        assert float(experts.balance_loss([logits_TE], torch.full((1, 4), 0.25))) == pytest.approx(1.0)  # nothing to keep from
+    assert experts.count([lone_TE, even_TE[:6]], 1).share_LE[0].tolist() == [0, 0, 1, 0]
+    both = experts.count([lone_TE], 1).plus(experts.count([even_TE], 1))
+    assert both.share_LE.tolist() == [[3 / 18, 3 / 18, 9 / 18, 3 / 18]] and both.tokens == 18
 
 
 @pytest.mark.parametrize("chosen", [1, 2, 3])
 def test_balance_is_transformers_own_but_for_the_scale(chosen: int) -> None:
     logits_TE = torch.randn(40, 6, generator=torch.Generator().manual_seed(0)).requires_grad_()
     theirs = load_balancing_loss_func((logits_TE,), 6, chosen)
-    ours = experts.balance_loss([logits_TE], chosen)
+    ours = experts.balance_loss([logits_TE], experts.count([logits_TE], chosen).share_LE)
     assert float(ours.detach()) * chosen == pytest.approx(float(theirs.detach()), rel=1e-6)
     grads = [torch.autograd.grad(loss, logits_TE, retain_graph=True)[0] for loss in (ours * chosen, theirs)]
     assert torch.allclose(grads[0], grads[1], atol=1e-7)
@@ -181,9 +187,10 @@ def test_a_models_routers_are_read_with_its_own_numbers() -> None:
     assert router == experts.Router(4, 2, 0.5, 0.25) and experts.Router.of(made("qwen3")[1]) is None
     logits_LTE = logits_of(model)
     assert [tuple(logits.shape) for logits in logits_LTE] == [(48, 4)] * 2
-    routed = router.routed(logits_LTE)
-    assert set(routed.metrics) == {"balance", "router_z", "expert_most", "experts_idle"}
-    expected = 0.5 * float(routed.metrics["balance"]) + 0.25 * float(routed.metrics["router_z"])
+    told = experts.count(logits_LTE, 2)
+    routed = router.routed(logits_LTE, told.share_LE)
+    assert set(told.metrics()) == {"balance", "router_z", "expert_most", "experts_idle"}
+    expected = 0.5 * told.metrics()["balance"] + 0.25 * told.metrics()["router_z"]
     assert float(routed.loss.detach()) == pytest.approx(expected, rel=1e-6)
     routed.loss.backward()
     gradients = [layer.mlp.gate.weight.grad for layer in model.model.layers]
@@ -215,17 +222,18 @@ def test_the_balance_loss_spreads_tokens() -> None:
     gates = [layer.mlp.gate.weight for layer in model.model.layers]
     with torch.no_grad():
         for gate in gates:
-            gate[0] = 3 * gate[1]
+            gate[1:] = 0.3 * gate[1:] - gate[:1]
     optimizer = torch.optim.Adam(gates, lr=0.02)
     measured = []
-    for _ in range(20):
-        routed = router.routed(logits_of(model))
-        measured.append(float(routed.metrics["balance"]))
+    choices = experts.Choices()
+    for _ in range(40):  # it is balanced by the step before, so it swings around first
+        routed = router.routed(logits_of(model), choices.before_LE)
+        choices.made(routed.counted)
+        measured.append(float(routed.counted.share_LE.max()))
         optimizer.zero_grad()
         routed.loss.backward()
         optimizer.step()
-    assert measured[-1] < measured[0] and measured[-1] < 1.05
-    assert float(experts.shares(logits_of(model), 2).max()) < 0.4
+    assert measured[-1] < 0.35 and max(measured[:10]) > 0.45
 
 
 @pytest.mark.parametrize("balance", [0.0, 0.5])
@@ -242,9 +250,23 @@ def test_the_balance_of_experts_enters_the_training_loss_and_not_the_validation(
     models.packed(model)
     rows = store([Row(list(range(1, 21)), [0, *[1] * 19])], tmp_path, VOCAB)
     loss = objective_loss(NextToken())
-    total, weight, metrics = micro_loss(models.Trunk(model.train()), pack(rows, [0]), loss, torch.float32)
+    trunk = models.Trunk(model.train())
+    micro_loss(trunk, pack(rows, [0]), loss, torch.float32)
+    trunk.choices.made(trunk.choices.counted)  # what a second step at the same weights keeps from
+    trunk.choices.begin(19, 20)
+    total, weight, _ = micro_loss(trunk, pack(rows, [0]), loss, torch.float32)
     plain = evaluate(model, rows, [0], loss, 64, torch.float32)
-    mean = {name: float(value) / float(weight) for name, value in metrics.items()}
+    assert trunk.choices.counted is not None
+    mean = trunk.choices.counted.metrics()
     assert mean["balance"] >= 1 and "balance" not in plain
     z = getattr(model.config, "router_z_loss_coef", 0.0) * mean["router_z"]
-    assert float(total) / float(weight) == pytest.approx(plain["loss"] + balance * mean["balance"] + z, rel=1e-5)
+    assert float(total.detach()) / float(weight) == pytest.approx(plain["loss"] + balance * mean["balance"] + z, rel=1e-5)
+
+
+def test_the_size_of_micro_batches_changes_no_step_of_a_mixture(tmp_path: Path) -> None:
+    """Balance and z-loss are of the whole step, so the law of accumulation holds for them too; prompts have no targets."""
+    jobs = [{"family": "qwen3_moe", "balance": 0.5, "steps": 5, "micro_tokens": tokens} for tokens in (1, 40, 10**6)]
+    found = [train(job, tmp_path / str(number)) for number, job in enumerate(jobs)]
+    for other in found[1:]:
+        assert other["loss"] == pytest.approx(found[0]["loss"], rel=1e-9)
+        assert other["weights"] == pytest.approx(found[0]["weights"], rel=1e-7)

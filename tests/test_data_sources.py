@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from modelwright.core.errors import UserError
 from modelwright.core.events import Log
-from modelwright.core.record import Record, write_records
+from modelwright.core.record import Record, quick_json, write_records
 from modelwright.core.stage import Input
 from modelwright.methods.sources import SOURCES, Source, digest_files, open_records
 
@@ -107,10 +109,10 @@ def test_bad_rows_are_told_with_their_place_or_counted(tmp_path: Path, name: str
 
 def test_files_that_cannot_be_opened(tmp_path: Path) -> None:
     (tmp_path / "cut.jsonl.gz").write_bytes(gzip.compress(LINE.encode() * 50)[:-20])
-    with pytest.raises(UserError, match=r"cut\.jsonl\.gz cannot be read"):
+    with pytest.raises(UserError, match=r"cut\.jsonl\.gz line \d+: torn archive"):
         rows(tmp_path / "cut.jsonl.gz")
     (tmp_path / "x.parquet").write_bytes(b"no parquet")
-    with pytest.raises(UserError, match=r"x\.parquet cannot be read"):
+    with pytest.raises(UserError, match=r"x\.parquet line 1: damaged Parquet"):
         rows(tmp_path / "x.parquet")
     (tmp_path / "x.exe").write_bytes(b"MZ")
     with pytest.raises(UserError, match="no reader for this kind of file"):
@@ -178,21 +180,90 @@ def test_hub_reads_a_local_dataset_by_split(tmp_path: Path) -> None:
     assert len(list(make("hub", dataset=str(tmp_path) + "/").read(Log(None)))) == 3
 
 
-def test_hub_downloads_at_a_pinned_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_hub_is_asked_for_the_files_of_one_split_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub
 
-    (tmp_path / "x.jsonl").write_text(LINE + "\n")
-    asked: dict[str, Any] = {}
+    names = ["train-0.jsonl", "train-1.jsonl", "test.jsonl", "run.py", "sub/other.bin"]
+    asked: list[Any] = []
 
-    def snapshot(name: str, **options: Any) -> str:
-        asked.update(options, name=name)
-        return str(tmp_path)
+    def names_of(self: Any, name: str, **options: Any) -> list[str]:
+        asked.append((name, options))
+        return names
 
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    def fetch(name: str, file: str, **options: Any) -> str:
+        asked.append((file, options))
+        (tmp_path / file).write_text(LINE + "\n")
+        return str(tmp_path / file)
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", names_of)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fetch)
     commit = "0" * 40
-    found = list(make("hub", dataset=f"hf:org/data@{commit}").read(Log(None)))
-    assert len(found) == 1 and asked["name"] == "org/data" and asked["revision"] == commit and asked["repo_type"] == "dataset"
-    assert not any(".py" in pattern for pattern in asked["allow_patterns"])
+    rows = make("hub", dataset=f"hf:org/data@{commit}").read(Log(None))
+    pinned = {"revision": commit, "repo_type": "dataset"}
+    assert next(rows).id == "train-0.jsonl:1" and asked == [("org/data", pinned), ("train-0.jsonl", pinned)]
+    assert [r.id for r in rows] == ["train-1.jsonl:1"] and [name for name, _ in asked] == ["org/data", *names[:2]]
+
+
+CARD = """---
+license: mit
+configs:
+- config_name: en
+  data_files:
+  - {split: train, path: "en/*.jsonl"}
+  - {split: held, path: [en/more/x.jsonl]}
+- config_name: de
+  data_files: {train: de/**}
+- config_name: all
+  data_dir: .
+---
+# A data set
+"""
+
+
+def test_configurations_of_a_card(tmp_path: Path) -> None:
+    for name in ("en/a.jsonl", "en/b.jsonl", "en/more/x.jsonl", "de/deep/c.jsonl"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(LINE + "\n")
+    (tmp_path / "README.md").write_text(CARD)
+
+    def read(**fields: Any) -> list[str]:
+        spec = make("hub", dataset="./d", **fields)
+        return [r.id for r in spec.rows({"./d": Input("./d", "path", tmp_path)}, Log(None))]
+
+    assert read(config="en") == ["en/a.jsonl:1", "en/b.jsonl:1"] and read(config="de") == ["de/deep/c.jsonl:1"]
+    assert read(config="en", split="held") == ["en/more/x.jsonl:1"] and read(config="en", match="en/b*") == ["en/b.jsonl:1"]
+    for fields, what in (({}, "several configurations"), ({"config": "fr"}, "no configuration 'fr'")):
+        with pytest.raises(UserError, match=what) as error:
+            read(**fields)
+        assert "en, de, all" in error.value.why
+    (tmp_path / "README.md").write_text(CARD.replace("config_name: de", "config_name: de\n  default: true"))
+    assert read() == ["de/deep/c.jsonl:1"]
+    (tmp_path / "README.md").write_text("# No facts\n")
+    assert len(read()) == 4
+    with pytest.raises(UserError, match="its card names none"):
+        read(config="en")
+    (tmp_path / "README.md").write_text("---\na: [\n---\n")
+    with pytest.raises(UserError, match=r"README\.md cannot be read"):
+        read()
+
+
+def test_columns_and_dialects(tmp_path: Path) -> None:
+    rows_of = [{"text": f"t{n}", "other": n} for n in range(5000)]
+    pyarrow = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    pq.write_table(pyarrow.Table.from_pylist(rows_of), tmp_path / "a.parquet", row_group_size=700)
+    found = rows(tmp_path / "a.parquet", columns=["text"])
+    assert [r.text for r in found] == [row["text"] for row in rows_of] and found[-1].id == "a.parquet:5000"
+    with pytest.raises(UserError, match="has no column 'txt'") as error:
+        rows(tmp_path / "a.parquet", columns=["txt"])
+    assert "text, other" in error.value.why
+    (tmp_path / "a.csv").write_text("'a|b'|c\n")
+    dialect = {"delimiter": "|", "quote": "'", "header": ["prompt", "completion"]}
+    [row] = rows(tmp_path / "a.csv", csv=dialect)
+    assert [turn["content"] for turn in row.messages] == ["a|b", "c"]
+    log = Events()
+    assert not rows(tmp_path / "a.csv", log, on_bad="drop") and "between cells" in log.of("note")[0]["text"]
 
 
 def test_missing_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,7 +285,7 @@ def test_open_records(tmp_path: Path) -> None:
     assert [r.id for r in open_records(Input("./x", "path", tmp_path), Log(None))] == ["all.jsonl:1", "test.jsonl:1"]
     assert [r.id for r in make("jsonl", path="c").rows({"c": Input("c", "records", tmp_path)}, Log(None))] == ["a"]
     (tmp_path / "none.jsonl").write_text("\n")
-    with pytest.raises(UserError, match="holds no rows"):
+    with pytest.raises(UserError, match="empty file"):
         list(open_records(Input("./none.jsonl", "path", tmp_path / "none.jsonl"), Log(None)))
     with pytest.raises(UserError, match="is a model, not rows"):
         list(open_records(Input("m", "model", tmp_path), Log(None)))
@@ -225,7 +296,8 @@ def test_stages_are_read_by_jsonl_alone() -> None:
         with pytest.raises(ValueError, match="'pairs' is a stage"):
             make(kind, **{field: "pairs"})
     source = make("jsonl", path="pairs:train")
-    assert set(source.unused(source)) == {"match", "format", "on_bad"} and not make("jsonl", path="./x").unused(source)
+    unread = {"match", "format", "columns", "on_bad", "csv.delimiter", "csv.quote", "csv.header"}
+    assert set(source.unused(source)) == unread and not make("jsonl", path="./x").unused(source)
 
 
 def test_digest_of_files(tmp_path: Path) -> None:
@@ -235,3 +307,22 @@ def test_digest_of_files(tmp_path: Path) -> None:
     assert both == digest_files([tmp_path / "a", tmp_path / "b"]) and len(both) == 64
     (tmp_path / "b").write_text("3")
     assert digest_files([tmp_path / "a", tmp_path / "b"]) != both
+
+
+LEAVES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
+
+
+@given(st.recursive(LEAVES, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))
+def test_the_quick_reader_reads_what_python_reads_or_nothing(tree: Any) -> None:
+    line = json.dumps({"tree": tree}).encode()
+    found = quick_json(line)
+    assert found is None or repr(found) == repr(json.loads(line))
+
+
+LEFT = ("123456789012345678901234567890", "NaN", "1E400", '"\\ud800"', "-9223372036854775809", "[1, [2, 1e300]]")
+
+
+@pytest.mark.parametrize("text", LEFT)
+def test_what_the_quick_reader_might_change_is_left_to_python(text: str) -> None:
+    assert quick_json(f'{{"a": {text}}}'.encode()) is None
+    assert quick_json(b'{"a": 9223372036854775808, "b": 0.1}') == {"a": 9223372036854775808, "b": 0.1}

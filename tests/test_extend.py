@@ -10,15 +10,25 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
-from transformers import BertConfig, BertForMaskedLM, ModernBertConfig, ModernBertForMaskedLM, PreTrainedTokenizerFast
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    ModernBertConfig,
+    ModernBertForMaskedLM,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5ForConditionalGeneration,
+    T5Tokenizer,
+)
 
 from modelwright.core.errors import UserError
 from modelwright.core.record import Record
 from modelwright.core.stage import STAGES, Facts, Given, Input, Machine, Shape
 from modelwright.methods.tokenizers import TOKENIZERS, fast_encoding
-from modelwright.nn import extend
+from modelwright.nn import extend, heads
 from modelwright.nn import model as models
 from modelwright.stages._extend_tokens import Added, Wanted, extended
+from modelwright.stages.extend import LIST
 from tests import engine_kit
 from tests import train_kit as kit
 
@@ -82,10 +92,13 @@ def test_every_new_byte_level_token_is_reached_and_old_text_is_cut_as_before(wor
         text = "".join(draw.choice(vocabulary) for _ in range(12))
         assert spelt(ids(after, text), found.added) == ids(before, text)
         assert after.decode(ids(after, text)) == text
-    # riptoken or tiktoken, with the same ids
+    # the kernel, with the same ids
     fast = fast_encoding(after)
     assert fast.encode is not None, fast.about
-    assert fast.encode([TEXT * 3, "a<|tool|> b"]) == [ids(after, TEXT * 3), ids(after, "a<|tool|> b")]
+    assert [found.tolist() for found in fast.encode([TEXT * 3, "a<|tool|> b"])] == [
+        ids(after, TEXT * 3),
+        ids(after, "a<|tool|> b"),
+    ]
 
 
 def test_size_counts_what_stands_on_the_way_and_what_is_left_out(words: Path) -> None:
@@ -256,7 +269,7 @@ def ran(tmp_path: Path, start: Path, data: list[Record] | None = None, **fields:
 
 
 def tables(folder: Path) -> list[torch.Tensor]:
-    model, _ = models.load(folder, head="vectors")
+    model, _ = models.load(folder, head=heads.of_vocabulary(folder))
     head = models.head(model)
     return [model.get_input_embeddings().weight, head.weight, *([] if head.bias is None else [head.bias])]
 
@@ -319,6 +332,31 @@ def test_an_encoder_has_a_bias_too(name: str, tmp_path: Path) -> None:
     assert len(before) == 3 and len(pieces) > 1
     for one, two in zip(before, after, strict=True):
         torch.testing.assert_close(two[line["id"]], one[pieces].mean(0))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_an_encoder_decoder_is_extended_too(tied: bool, tmp_path: Path) -> None:
+    """T5's tokenizer keeps its marks of gaps under their ids, and both halves and the head learn of the new tokens."""
+    pieces = [tuple(pair) for pair in json.loads(trained("unigram").to_str())["model"]["vocab"]]
+    tokenizer = T5Tokenizer(vocab=pieces, extra_ids=20)
+    sizes = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 1, "num_heads": 4, "decoder_start_token_id": 0}
+    torch.manual_seed(0)
+    T5ForConditionalGeneration(T5Config(vocab_size=len(tokenizer), tie_word_embeddings=tied, **sizes)).save_pretrained(
+        tmp_path / "start"
+    )
+    tokenizer.save_pretrained(tmp_path / "start")
+    stats, out = ran(tmp_path, tmp_path / "start", kit.texts(9), tokens=["photosynthesis"], special=["<|x|>"])
+    assert stats["added"] == {"tokens": 1, "special": 1} and stats["rows"] == len(tokenizer) + 2
+    assert stats["proof"]["logprob_change_max"] < 1e-5 and stats["proof"]["tokens_compared"] > 20
+    assert 0 < stats["proof"]["mass_on_new"] < 0.1
+    again = models.load_tokenizer(out)
+    assert again.tokenize("the photosynthesis <extra_id_0><|x|>")[-3:] == ["▁photosynthesis", "<extra_id_0>", "<|x|>"]
+    gaps = [f"<extra_id_{number}>" for number in range(20)]
+    assert again.convert_tokens_to_ids(gaps) == tokenizer.convert_tokens_to_ids(gaps)
+    (line,) = [line for line in map(json.loads, (out / LIST).read_text().splitlines()) if line["origin"] == "tokens"]
+    old = tokenizer.convert_tokens_to_ids([piece for piece, _ in line["of"]])
+    for before, after in zip(tables(tmp_path / "start"), tables(out), strict=True):
+        torch.testing.assert_close(after[line["id"]], before[old].mean(0))
 
 
 def test_spare_rows_are_used_first(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from modelwright.core import external
 from modelwright.core.errors import UserError
 from modelwright.core.execute import execute, prepare
 from modelwright.core.external import Digests, hub_commit, hub_files
@@ -59,6 +60,36 @@ def test_the_commit_is_in_the_key_and_the_stage_reads_it(hub, tmp_path, fakes):
     assert keys[COMMIT] != keys[OTHER]
     outcome = next(iter(execute(loads(text % OTHER), store, Machine("m", 1, 1e9), lambda event, fields: None)))
     assert outcome.artifact.manifest["parents"][f"hf:org/name@{OTHER}"]["key"] == OTHER
+
+
+def test_a_dataset_is_read_from_the_cache_at_its_commit(hub, tmp_path):
+    blob = hub / "blobs" / "x"
+    blob.parent.mkdir()
+    blob.write_text('{"text": "a link, as the cache of the Hub has them"}\n')
+    (hub / "snapshots" / OTHER / "test.jsonl").symlink_to(blob)
+    text = "name: a\nstages:\n  rows: {kind: curate, source: {kind: hub, dataset: 'hf:org/name@%s', split: %s}}\n"
+    store = Store(tmp_path / "store")
+    for commit, split, told in ((COMMIT, "train", "one"), (OTHER, "train", "two"), (OTHER, "test", "a link, as")):
+        *_, done = execute(loads(text % (commit, split)), store, Machine("m", 1, 1e9), lambda event, fields: None)
+        assert told in (done.artifact.path / "all.jsonl").read_text()
+        assert done.artifact.manifest["parents"][f"hf:org/name@{commit}"]["key"] == commit
+
+
+def test_what_may_not_be_read_has_a_digest_and_links_count(tmp_path, monkeypatch):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (tmp_path / "far").write_text("x")
+    (folder / "link").symlink_to(tmp_path / "far")
+    first = Digests(None).path(folder)
+    (tmp_path / "far").write_text("another")
+    second = Digests(None).path(folder)
+    assert first != second
+
+    def closed(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(external, "sha256_file", closed)
+    assert Digests(None).path(folder) not in (first, second)
 
 
 def test_digests_of_folders_see_names_and_contents(tmp_path):

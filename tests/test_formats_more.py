@@ -19,8 +19,8 @@ SYSTEM = {"role": "system", "content": "s"}
 HH = {"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: q\n\nAssistant: b"}
 SHP = {"history": "q", "human_ref_A": "b", "human_ref_B": "a", "labels": 0, "score_A": 2, "score_B": 6, "domain": "d"}
 CALL = {"name": "add", "arguments": {"x": 1, "y": [2, "é"]}}
-CALLED = {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": CALL}]}
-TOOL = {"role": "tool", "content": "3"}
+CALLED = {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": CALL, "id": "call00001"}]}
+TOOL = {"role": "tool", "content": "3", "tool_call_id": "call00001"}
 POST = {"id": "t3", "post": "p", "title": "t", "subreddit": "r", "article": None}
 
 
@@ -198,6 +198,9 @@ HOLDS = {
     "ranked": set(),
     "summarize_from_feedback": set(),
     "auto": set(),
+    "ultrafeedback": set(),
+    "oasst": set(),
+    "feedback": set(),
 }
 
 
@@ -217,7 +220,7 @@ def test_what_is_written_is_read_as_the_same_record_or_refused(kind: str) -> Non
 
 def test_why_a_record_cannot_be_held() -> None:
     for kind, name, why in (
-        ("alpaca", "calls", "as plain text, not user, assistant, tool, assistant"),
+        ("alpaca", "calls", "no `tool_call_id` or `tool_calls` of a turn"),
         ("hh", "system pair", "no name for the role 'system'"),
         ("messages", "pair", "chats alone"),
         ("preference", "one", "preferences alone"),
@@ -313,6 +316,7 @@ def test_ambiguous_rows_name_every_candidate() -> None:
 
 def test_every_default_kind_is_in_detection() -> None:
     seen = {kind for kind, _, _ in ROWS} | {"alpaca", "auto", "messages", "prompt_completion", "text", "words"}
+    seen |= {"feedback", "oasst", "ultrafeedback"}  # in test_formats_judged
     assert seen == set(FORMATS.names())
     for kind in FORMATS.names():
         assert set(make(kind).over) <= set(FORMATS.names())

@@ -63,6 +63,7 @@ def place(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """In the folder of the files, with the packages there installed, on one thread."""
     monkeypatch.chdir(bench.folder)
     monkeypatch.syspath_prepend(str(bench.folder / "site"))
+    monkeypatch.setattr("modelwright.nn.fused.BACKEND", "eager")  # the compiler of torch's own takes minutes
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

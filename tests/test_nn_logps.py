@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from modelwright.nn.logps import Head, LowRank, Policy, chunks
+from modelwright.stages._train_cost import logits_bytes
 
 T, D, V, N, R = 12, 16, 50, 9, 3
 EXACT = {torch.float32: 1e-5, torch.float64: 1e-9}
@@ -163,6 +167,35 @@ def test_full_logits_are_never_made(way: str, kind: str) -> None:
         else:
             WAYS[way][0](case, policy).backward()
     assert V * 8 <= largest.most <= many * D < many * V, largest.most
+
+
+MEASURE = """
+import sys, torch
+from pathlib import Path
+from modelwright.nn.logps import Head, Policy
+vocab, width, positions, dtype = *map(int, sys.argv[1:4]), getattr(torch, sys.argv[4])
+head = Head(torch.randn(vocab, width, requires_grad=True))
+head.weight.grad = torch.zeros_like(head.weight)
+hidden = torch.randn(positions, width, requires_grad=True)
+def loss(some):
+    policy = Policy(hidden, torch.arange(some), torch.zeros(some, dtype=torch.long), head, dtype)
+    policy.nll(torch.ones(some)).backward()
+    # of this program alone: `getrusage` begins with what the one that started it had
+    return next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line) * 1024
+torch.set_num_threads(1)
+print(-loss(1) + loss(positions))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems count this memory otherwise")
+@pytest.mark.parametrize(("dtype", "positions"), [("float32", 400), ("float32", 40), ("bfloat16", 400)])
+def test_the_plan_knows_the_memory_of_the_loss(dtype: str, positions: int) -> None:
+    """With a vocabulary whose chunks are larger than usual: 192 positions."""
+    command = [sys.executable, "-c", MEASURE, "49152", "64", str(positions), dtype]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    measured = float(subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout)
+    planned = logits_bytes(49152, 64, positions, dtype == "bfloat16")
+    assert 0.4 * planned < measured < 1.1 * planned, f"{measured / 1e6:.0f} MB, planned {planned / 1e6:.0f}"
 
 
 def test_dropout_beside_the_head_is_drawn_once() -> None:

@@ -22,6 +22,7 @@ from modelwright.methods.objectives.dpo import DPO
 from modelwright.methods.objectives.sft import SFT
 from modelwright.nn import checkpoint, trouble
 from modelwright.nn import model as models
+from modelwright.nn import rows as row_files
 from modelwright.nn.logps import Policy
 from modelwright.nn.loop import BACK, Hooks, Interrupted, Outcome, Settings, Trainer
 from modelwright.nn.measure import evaluate, micro_loss, target_logps
@@ -70,6 +71,24 @@ def sides(seed: int, prompt: int = 6) -> tuple[tuple[list[int], list[int]], tupl
 
 
 # --- rows ---------------------------------------------------------------------------------------------
+
+
+def test_rows_are_stored_alike_in_any_groups_and_as_arrays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def given(array: Any) -> list[Row]:
+        plain = [Row(array(range(n)), array([1] * n), name=f"r{n}", label=n / 2) for n in (3, 1, 7)]
+        several = Row(array([4, 5, 6]), array([1, 1, 1]), parts=array([1, 2]), name="parts")
+        return [*plain, pair(*sides(1), "p"), several, Row(array([7, 8]), array([0, 1]), tags=array([-1, 3]))]
+
+    stored = store(given(list), tmp_path / "lists", VOCAB)
+    assert stored.targets_R.tolist() == [2, 0, 6, len(pack(stored, [3]).target_N), 2, 1]
+    monkeypatch.setattr(row_files, "AT_ONCE", 4)
+    store(given(np.array), tmp_path / "arrays", VOCAB)
+    for name in (*row_files.FILES, "rows.json"):
+        assert (tmp_path / "lists" / name).read_bytes() == (tmp_path / "arrays" / name).read_bytes(), name
+    for odd in (70_000, -1):
+        with pytest.raises(OverflowError, match=f"token {odd} in a vocabulary of 20"):
+            store([Row([], []), Row([3, odd], [1, 1])], tmp_path / "large", 20)
+    assert not (tmp_path / "large" / "rows.json").exists()
 
 
 def test_rows_come_back_as_they_were_stored(tmp_path: Path) -> None:

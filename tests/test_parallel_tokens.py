@@ -27,7 +27,8 @@ TWO: dict[str, dict[str, Any]] = {
     "contrastive": {"sizes": {"data": 2}, **CONTRASTIVE},
     "expert": {"sizes": EXPERT, **MOE},
     "expert dpo": {"sizes": EXPERT, "family": "mixtral", "objective": "dpo", **FEW},
-    "expert, the same micro-batches": {"sizes": EXPERT, **MOE, **FEW, "balance": 0.1, "micro_tokens": 1},
+    "expert, balanced": {"sizes": EXPERT, **MOE, **FEW, "balance": 0.1},
+    "data, balanced": {"sizes": {"data": 2}, **MOE, **FEW, "balance": 0.1},
 }
 FOUR: dict[str, dict[str, Any]] = {
     "context x data": {"sizes": CONTEXT | {"data": 2}, **FEW},

@@ -403,6 +403,14 @@ def test_a_resumed_run_counts_each_step_once(tmp_path: Path) -> None:
     assert [v for _, v in found["Speed"].line] == [200.0] * 3
 
 
+def test_routers_of_a_mixture_are_watched(tmp_path: Path) -> None:
+    lines = [{"event": "step", "step": step, "loss": 2.0, "expert_most": 1.5, "experts_idle": 0.25} for step in (1, 2)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = {panel.title: panel for panel in read(tmp_path).panels}
+    assert found["Busiest expert"].line == [(1, 1.5), (2, 1.5)] and found["Busiest expert"].level == 1.0
+    assert found["Experts without tokens"].line == [(1, 25.0), (2, 25.0)]
+
+
 def test_no_curves_without_steps(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no training steps"):
         curves_svg(tmp_path)

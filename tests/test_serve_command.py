@@ -55,6 +55,16 @@ def stream_slowly(url: str, tokens: int):
     return stream, next(iter(stream))
 
 
+def test_ratings_are_kept_where_the_command_says(process, tmp_path):
+    path = tmp_path / "ratings.jsonl"
+    child, url = process("--feedback", str(path))
+    assert "chat page" in child.stdout.readline() and f"ratings go to {path}" in child.stdout.readline()
+    client = openai.OpenAI(base_url=f"{url}/v1", api_key="x", max_retries=0)
+    answer = client.chat.completions.create(model="tiny", messages=[{"role": "user", "content": "hello"}])
+    assert httpx.post(f"{url}/v1/feedback", json={"id": answer.id, "rating": "up"}).status_code == 200
+    assert '"answer": "you said: hello"' in path.read_text() and '"model_key": ""' in path.read_text()
+
+
 def test_sigterm_drains(process):
     child, url = process()
     stream, first = stream_slowly(url, 80)

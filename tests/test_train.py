@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from modelwright.core.errors import UserError
 from modelwright.core.record import Record
 from modelwright.core.stage import Facts, Given, Input, Machine, Run, Shape
+from modelwright.nn import loop
 from modelwright.nn import model as models
 from tests import train_kit as kit
 
@@ -419,6 +420,35 @@ def test_a_wish_to_stop_is_granted_after_the_step(folder: Path, base: Input, cha
     stats = stage.run(kit.run_of(folder / "asked", {"data": chats, "base": base}, events=events))
     assert ("resumed", {"step": 3}) in events and stats["steps"] == 9
     assert not (run.out / "checkpoint").exists() and not (run.out / "cache").exists()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried"),
+        MemoryError(),
+    ],
+)
+def test_memory_that_is_not_enough_is_said_with_what_to_do(
+    error: Exception, folder: Path, base: Input, chats: Input, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was saved before goes on with smaller micro-batches, to the same result."""
+
+    def full(*given: Any) -> Any:
+        raise error
+
+    stage, inputs = kit.stage(start="base", objective="sft", steps=5, checkpoint_every_s=0.0), {"data": chats, "base": base}
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="more memory than there is") as told:
+        steps = iter(range(3))
+        real = loop.backward
+        patch.setattr(loop, "backward", lambda *given: full() if next(steps, None) is None else real(*given))
+        stage.run(kit.run_of(tmp_path / "full", inputs))
+    assert "`micro_tokens` below 64" in told.value.fix and "`recompute: full`" in told.value.fix
+    smaller = stage.model_copy(update={"micro_tokens": 32})
+    events: list[tuple[str, dict[str, Any]]] = []
+    stats = smaller.run(kit.run_of(tmp_path / "full", inputs, events=events))
+    assert ("resumed", {"step": 3}) in events and stats["steps"] == 5
 
 
 def test_samples_while_training_change_no_bit(folder: Path, base: Input, chats: Input) -> None:

@@ -135,15 +135,26 @@ def test_zero_divides_a_shard_and_says_what_is_missing(tmp_path: Path, monkeypat
 
 
 @pytest.mark.parametrize(
-    ("memory", "optimizer", "expected"), [(1e9, "adamw", "data 2"), (1e5, "adamw", "shard 2"), (1e5, "muon", "data 2")]
+    ("cards", "memory", "fields", "expected"),
+    [
+        (2, 1e9, {}, "data 2"),
+        (2, 1e5, {}, "shard 2"),
+        (8, 4e6, {}, "data 4 x shard 2"),
+        (6, 3e6, {}, "data 2 x shard 3"),
+        (2, 1e5, {"optimizer": "muon"}, "data 2"),
+        (2, 1e5, {"compile": True}, "data 2"),
+        (2, 1e9, {"step_in_backward": True, "clip": 0.0, "micro_tokens": None}, "one process"),
+    ],
 )
 def test_unset_it_follows_the_cards(
-    memory: float, optimizer: str, expected: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    cards: int, memory: float, fields: dict[str, Any], expected: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: cards)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(total_memory=memory))
     events: list[Any] = []
     run = run_of(tmp_path / "out", tmp_path, None, events)
-    assert str(chosen(kit.stage(optimizer=optimizer), run)) == expected
-    assert any(event == "note" and expected in fields["text"] for event, fields in events)
+    assert str(chosen(kit.stage(**fields), run)) == expected
+    (told,) = [told["text"] for event, told in events if event == "note"]
+    assert f"trained by {expected}, since" in told
+    assert all(f"`{name}" in told for name in fields if name in ("optimizer", "compile", "step_in_backward"))
     assert chosen(kit.stage(device="cpu"), run) == Parallel()

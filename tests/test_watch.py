@@ -79,7 +79,30 @@ def test_a_training_that_runs(tmp_path: Path) -> None:
     assert {"Margin", "Learning rate", "Gradient norm", "Tokens per second", "MFU", "Processor", "Memory", "GPU 0 power"} <= set(
         titles
     )
+    assert "overflow" not in now and "bad_step" not in now
     assert stage["notes"][0]["text"] == f"something {HOSTILE}" and stage["notes"][1]["text"] == "sound: rows kept: all of them"
+
+
+def test_steps_whose_gradient_was_not_used_are_counted(tmp_path: Path) -> None:
+    """Once each, though a resumed run makes some again; a bad step is said in words too, an overflow is not worth it."""
+    from modelwright.report.page import _some
+
+    folder = tmp_path / "model" / f"base-{KEY[:12]}.part"
+    training(folder, 4, 16)
+    with (folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        for event in (
+            {"event": "overflow", "step": 2, "factor": 8.0},
+            {"event": "bad_step", "step": 3, "what": "the loss became nan", "rows": ["row 1"], "module": "lm_head"},
+            {"event": "overflow", "step": 4, "factor": 4.0},
+            {"event": "resumed", "step": 3},
+            {"event": "overflow", "step": 4, "factor": 4.0},
+        ):
+            file.write(json.dumps(event) + "\n")
+    stage = Watch(tmp_path, "store").state()["stage"]
+    assert stage["now"]["overflow"] == 2 and stage["now"]["bad_step"] == 1
+    said = [note["text"] for note in stage["notes"]]
+    assert any("the loss became nan" in text for text in said) and not any("overflow" in text for text in said)
+    assert _some({"steps_overflowed": 2}, "steps_overflowed") == "2" and _some({"steps_overflowed": 0}, "steps_overflowed") == ""
 
 
 def test_it_follows_what_is_written_and_the_new_name_of_the_folder(tmp_path: Path) -> None:

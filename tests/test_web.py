@@ -1,4 +1,4 @@
-"""Web material: HTML files, web archives, wiki dumps; main content and rules on addresses. All inputs are made here."""
+"""Web material: HTML files, web archives, wiki dumps; rules on addresses. All inputs are made here."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from modelwright.core.record import Record
 from modelwright.core.stage import Input, Run
 from modelwright.methods.sources import SOURCES
 from modelwright.methods.sources._web_wikitext import plain
-from modelwright.methods.steps import STEPS, Cut, Drop
+from modelwright.methods.steps import STEPS, Drop
 from tests.test_data_sources import Events
 
 pytest.importorskip("resiliparse")
@@ -143,6 +143,27 @@ def test_archives_give_pages_and_count_the_rest(tmp_path: Path) -> None:
         }  # fmt: skip
     with pytest.raises(UserError, match="unknown packing"):
         read("warc", tmp_path / "a.warc", on_bad="error")
+
+
+@pytest.mark.parametrize(
+    ("said", "meta", "encoding", "text"),
+    [
+        ("iso-8859-1", "", "utf-8", "Über die größten Flüße"),  # a server's default for everything
+        ("iso-8859-1", "utf-8", "utf-8", "Ü"),
+        ("utf-8", "windows-1251", "windows-1251", "Река Волга"),
+        ("windows-1256", "utf-8", "windows-1256", "نهر النيل"),
+        ("", "gb2312", "gbk", "黄河流入渤海"),
+        ("shift_jis", "", "shift_jis", "日本の川"),
+        ("euc-kr", "iso-8859-1", "euc-kr", "한강은 흐른다"),
+        ("iso-2022-jp", "", "iso-2022-jp", "日本の川"),
+        ("bogus", "rot13", "utf-8", "é"),
+    ],
+)
+def test_what_a_server_says_of_the_encoding(tmp_path: Path, said: str, meta: str, encoding: str, text: str) -> None:
+    head = "HTTP/1.1 200 OK\r\nContent-Type: text/html" + (f"; charset={said}" if said else "") + "\r\n"
+    inside = f"<html><head>{f'<meta charset={meta}>' if meta else ''}</head><body>{text}"
+    (tmp_path / "a.warc").write_bytes(response(inside.encode(encoding), head))
+    assert [row.text for row in read("warc", tmp_path)] == [inside]
 
 
 def test_a_bomb_is_not_unpacked(tmp_path: Path) -> None:
@@ -295,83 +316,6 @@ def test_dumps_that_cannot_be_read_to_their_end(tmp_path: Path) -> None:
     (tmp_path / "x.xml.bz2").write_bytes(b"no bzip2 at all")
     with pytest.raises(UserError, match="cannot be read"):
         read("mediawiki", tmp_path / "x.xml.bz2")
-
-
-# --- main content ---------------------------------------------------------------------------------------
-
-
-def article(paragraphs: int = 12, links: int = 30) -> str:
-    said = "".join(
-        f"<p>Paragraph {n} says at length where a river begins and why it ends in the sea.</p>" for n in range(paragraphs)
-    )
-    nav = "".join(f"<li><a href='/s{n}'>Section number {n}</a></li>" for n in range(links))
-    return (
-        f"<!doctype html><html><head><title>T</title><script>var x = 1;</script></head><body><nav><ul>{nav}</ul></nav>"
-        f"<main><article><h1>Rivers</h1>{said}</article></main><footer>All rights reserved</footer></body></html>"
-    )
-
-
-def index(links: int = 40) -> str:
-    lines = "".join(f"<p><a href='/s{n}'>Where the river number {n} begins and ends</a></p>" for n in range(links))
-    return f"<html><body><main><h1>Index</h1>{lines}</main></body></html>"
-
-
-def short() -> str:
-    """A page whose text is not where main text stands."""
-    lines = "".join(f"<li>Line {n} of the long list that this page is about, with many words in it.</li>" for n in range(60))
-    return f"<html><body><main><h1>News</h1><p>See below.</p></main><footer><ul>{lines}</ul></footer></body></html>"
-
-
-def test_main_content(tmp_path: Path) -> None:
-    rows = [
-        Record("a", text=article(), meta={"media": "text/html", "url": "u"}),
-        Record("b", text=index()),
-        Record("c", text=short()),
-        Record("d", text="<html><body><script>1</script></body></html>"),
-        Record("e", text="Plain <p> text"),
-        Record("f", text="<p>a fragment that says of itself what it is</p>", meta={"media": "text/html"}),
-    ]
-    a, b, c, d, e, f = judge(rows, "main_content", doubt="keep")
-    assert isinstance(a, Cut) and a.reason == "main content: resiliparse" and a.chars == len(rows[0].text) - len(a.record.text)
-    assert a.record.text.startswith("Rivers") and "Paragraph 11" in a.record.text
-    assert not any(word in a.record.text for word in ("Section", "rights", "var x"))
-    assert a.record.meta == {"media": "text/plain", "url": "u", "extractor": "resiliparse"}
-    assert isinstance(d, Drop) and d.reason == "main content: none"
-    assert e is rows[4] and isinstance(f, Cut) and f.record.text.startswith("a fragment")
-    assert isinstance(b, Cut) and isinstance(c, Cut) and "Line 59" not in c.record.text
-    strict = judge(rows, "main_content", doubt="drop")
-    assert [result.reason for result in strict if isinstance(result, Drop)] == ["main content: doubtful"] * 2 + [
-        "main content: none"
-    ]
-    assert "are links" in strict[1].detail and "of the visible text" in strict[2].detail
-    decided = judge(rows, "main_content")
-    assert isinstance(decided[0], Cut) and decided[0].reason == "main content: resiliparse"
-    for result in decided[1:3]:
-        assert result.reason in ("main content: trafilatura", "main content: none") and "trafilatura" in f"{result}"
-
-
-def test_pages_made_to_hold_an_extractor() -> None:
-    begin = time.process_time()
-    pages = [
-        "<div>" * 50_000 + "x",
-        "<p " + " ".join(f"a{n}=1" for n in range(50_000)) + ">x",
-        "<p " + "a/" * 50_000 + ">x",
-        "<a " * 90_000,
-    ]
-    for result in judge([Record(str(n), text="<html>" + text) for n, text in enumerate(pages)], "main_content"):
-        assert isinstance(result, Drop), result
-    assert time.process_time() - begin < 5
-    half = judge([Record("half", text="<html>\ud800")], "main_content")[0]
-    assert isinstance(half, Drop) and half.reason == "main content: broken character"
-    svg = (
-        "<html><body><svg>"
-        + "<path d='M0 0'/>" * 5000
-        + "</svg><p>A text that stays.</p>"
-        + "<img src='data:x,"
-        + "A" * 50_000
-        + "'>"
-    )
-    assert isinstance(judge([Record("svg", text=svg)], "main_content", doubt="keep")[0], Cut)
 
 
 # --- addresses ------------------------------------------------------------------------------------------

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import pytest
 
 from modelwright.core.errors import UserError
 from modelwright.core.events import Log
 from modelwright.core.recipe import loads
 from modelwright.core.record import Record, write_records
-from modelwright.core.stage import STAGES, Input, Run
+from modelwright.core.stage import STAGES, Facts, Given, Input, Machine, Run
 from modelwright.core.workers import Workers
+from modelwright.methods.sources import SOURCES, _files
 from modelwright.methods.steps import Step
-from modelwright.stages import _curate_flow
+from modelwright.stages import _curate_cost, _curate_flow, _curate_rows
+from tests import document_kit
 from tests.test_data_steps import CODE, PROSE, docs, prose, vary
 
 # --- workers ------------------------------------------------------------------------------------------------
@@ -111,23 +115,82 @@ def test_the_number_of_workers_changes_nothing(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(_curate_flow, "CHUNK_ROWS", 7)
     assert curated(tmp_path, "small", 1) == alone, "nor where chunks end"
     assert curated(tmp_path, "three", 3) == alone
-    monkeypatch.setattr(_curate_flow, "HELD_BYTES", 10_000)
+    monkeypatch.setattr(_curate_cost, "HELD_BYTES", 10_000)
     assert curated(tmp_path, "disk", 2) == alone, "nor whether rows wait on the disk"
 
 
-def test_rows_that_wait_are_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_that_wait_are_read_again(tmp_path: Path) -> None:
     rows = [*docs(["a", "", "b\n", "ü \ud800"]), Record("c", messages=[{"role": "user", "content": "é"}], meta={"n": 1})]
+    chars = [1, 0, 2, 3, 1]
+    journal = tmp_path / "journal"
+    journal.write_bytes(b"head" + b"".join(row.to_json() + b"\n" for row in rows[3:]))
     for most in (1 << 20, 2):
-        monkeypatch.setattr(_curate_flow, "HELD_BYTES", most)
-        held = _curate_flow.Held(tmp_path / "waiting")
-        for row in rows:
-            held.extend([row], [len(row.text)])
+        held = _curate_rows.Held(tmp_path / "waiting", most)
+        for row in rows[:3]:
+            held.add(_curate_rows.Rows([row], [len(row.text)]))
+        held.add(_curate_rows.Rows(rows[3:], [5, 2]), _curate_rows.Place(journal, 4))
         assert len(held) == 5 and list(held) == rows and [held[i] for i in (4, 0, 3)] == [rows[4], rows[0], rows[3]]
         assert held[1:3] == rows[1:3] and (tmp_path / "waiting").exists() is (most == 2)
         for row, again in zip(held, rows, strict=True):
             assert row == again and held[0] == rows[0], "looking at single rows does not lose the place"
+        assert [(first, list(some.chars), sum(some.sizes)) for first, some in held.chunks()] == [
+            (0, chars[:1], 1),
+            (1, chars[1:2], 0),
+            (2, chars[2:3], 2),
+            (3, chars[3:], 7),
+        ]
         held.close()
-        assert not (tmp_path / "waiting").exists()
+        assert not (tmp_path / "waiting").exists() and journal.exists()
+
+
+def test_rows_change_alike_as_objects_and_as_lines() -> None:
+    rows = docs(["a", "bé", "", "d" * 50, "e"])
+    became = {0: None, 1: Record("n", text="ü"), 3: None}
+    left = [became[1], rows[2], rows[4]]
+    for read in (False, True):
+        some = _curate_rows.Rows(rows, [1, 3, 0, 50, 1])
+        if read:
+            some = pickle.loads(pickle.dumps(some))
+        assert some.changed({}) is some and list(some) == rows and some[1:3] == rows[1:3]
+        found = some.changed(became)
+        assert list(found) == left and [found[i] for i in range(3)] == left and list(found.sizes) == [2, 0, 1]
+        assert list(found.chars) == [1, 0, 1] and found.lines() == b"".join(row.to_json() + b"\n" for row in left)
+
+
+def test_columns_grow_where_they_are() -> None:
+    columns = _curate_rows.Columns()
+    objects = np.empty(2, object)
+    objects[:] = ["x", [1]]
+    for _ in range(3):
+        columns.add({"band": np.arange(6).reshape(2, 3), "object": objects})
+    found = columns.numbers()
+    assert found["band"].tolist() == [[0, 1, 2], [3, 4, 5]] * 3 and found["object"].tolist() == ["x", [1]] * 3
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "markdown", "html", "pdf", "docx", "epub"])
+def test_a_source_in_pieces_gives_what_it_gives_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    monkeypatch.setattr(_files, "FILES", 2)
+    monkeypatch.setattr(_files, "LINES_BYTES", 60)
+    document_kit.files(tmp_path)
+    here = tmp_path / "documents"
+    for number in range(5):
+        (here / f"{number}.html").write_text(f"<html><body><p>Page {number}.</p></body></html>" * (number != 3))
+        (here / f"{number}.jsonl").write_text(
+            "".join(f'{{"text": "é {n}"}}\n' for n in range(9)) + '{"text": "torn'[: 7 * number]
+        )
+        for suffix in ("md", "pdf", "docx", "epub"):
+            (here / f"{number}.{suffix}").write_bytes((here / f"{'ab'[number % 2]}.{suffix}").read_bytes())
+            (here / f"bad.{suffix}").write_bytes(b"\xff\xfe\x00 neither this nor that")
+    for name in ("a", "b"):
+        (here / f"{name}.jsonl").unlink()
+    source: Any = SOURCES.build({"kind": kind, "path": "./documents/", "on_bad": "drop"})
+    inputs = {"./documents/": Input("./documents/", "path", here)}
+    told: dict[bool, list[Any]] = {False: [], True: []}
+    whole = list(source.rows(inputs, Log(None, lambda event, fields: told[False].append((event, fields)))))
+    log = Log(None, lambda event, fields: told[True].append((event, fields)))
+    pieces = pickle.loads(pickle.dumps(list(source.pieces(inputs, log))))
+    assert len(pieces) > 2 and [row for piece in pieces for row in source.of_piece(piece, log)] == whole and len(whole) > 3
+    assert sorted(map(str, told[True])) == sorted(map(str, told[False])) and told[True]
 
 
 class Shout(Step):
@@ -155,3 +218,63 @@ def test_steps_of_ones_own_stay_in_one_process(tmp_path: Path) -> None:
 def test_workers_of_a_recipe_without_curation_would_be_ignored() -> None:
     with pytest.raises(UserError, match="'workers' would be ignored"):
         loads("name: x\nruntime: {workers: 2}\nstages:\n  v: {kind: tokenizer, data: ./rows.jsonl}\n")
+
+
+# --- what it takes ------------------------------------------------------------------------------------------
+
+
+def spec(**fields: Any) -> Any:
+    return STAGES.build({"kind": "curate", "source": {"kind": "jsonl", "path": "./rows.jsonl"}, **fields})
+
+
+def planned(bytes_in: float, machine: Machine, **fields: Any) -> Any:
+    return spec(**fields).estimate(Given(machine, {"./rows.jsonl": Facts(type="path", bytes=bytes_in)}))
+
+
+def test_the_estimate_knows_workers() -> None:
+    one, two, four = (planned(10e9, Machine("m", cores, 64e9), steps=["gopher"]) for cores in (1, 2, 4))
+    start_s = _curate_cost.START_S + 0.5
+    assert (one.seconds.value - 0.5) / (two.seconds.value - start_s) == pytest.approx(2 * _curate_cost.EFFICIENCY)
+    assert two.seconds.value > four.seconds.value and "4 processes" in four.seconds.why
+    each = [found.memory.value for found in (one, two, four)]
+    assert each[2] - each[1] == 2 * _curate_cost.WORKER_BYTES and "for each of 4 workers" in four.memory.why
+    small = planned(1e6, Machine("m", 4, 64e9), steps=["gopher"])
+    assert "processes" not in small.seconds.why and small.memory.value < each[0] + 1
+    tight = planned(10e9, Machine("m", 16, 1e9), steps=["gopher"])
+    assert tight.memory.value < 1e9, "no more workers than the memory holds"
+
+
+def test_the_estimate_counts_what_choices_remember() -> None:
+    machine = Machine("m", 1, 8e9)
+
+    def memory(bytes_in: float, **fields: Any) -> float:
+        value: float = planned(bytes_in, machine, **fields).memory.value
+        return value
+
+    assert memory(12e9, steps=["substrings"]) - memory(6e9, steps=["substrings"]) > 40e9
+    assert "MORE THAN THE 8 GB THERE ARE" in planned(12e9, machine, steps=["substrings"]).memory.why
+    grows = memory(20e9, steps=["minhash"], split={"test": 10}) - memory(10e9, steps=["minhash"], split={"test": 10})
+    assert 10e9 / 1000 * 700 < grows < 10e9 / 1000 * 1000, "numbers of rows, and no rows"
+    assert memory(20e9, steps=["gopher"]) == memory(10e9, steps=["gopher"]), "rows flow through"
+    assert "nobody has counted them" in planned(1e9, machine, steps=["minhash"]).memory.why
+
+
+def test_a_curation_that_will_not_fit_is_refused_before_the_work(tmp_path: Path) -> None:
+    write_records(tmp_path / "rows.jsonl", docs([prose(seed, 60) for seed in range(400)]))
+    given = {"./rows.jsonl": Input("./rows.jsonl", "path", tmp_path / "rows.jsonl")}
+    run = Run(tmp_path, given, 0, Log(None), memory_bytes=300e6)
+    assert all(check.ok for check in spec(steps=["substrings"]).checks(run))
+    failed = [check for check in spec(steps=["substrings"]).checks(run._replace(memory_bytes=150e6)) if not check.ok]
+    assert [check.name for check in failed] == ["memory"] and "`runtime.memory`" in failed[0].fix
+    assert "MORE THAN THE 150 MB" in failed[0].detail
+
+
+def test_less_memory_sends_rows_to_the_disk_sooner() -> None:
+    assert _curate_cost.held_bytes(2e9) == 250_000_000 and _curate_cost.held_bytes(2e9, 2) == 125_000_000
+    assert _curate_cost.held_bytes(1e12) == _curate_cost.HELD_BYTES
+    loaded = loads(
+        "name: x\nruntime: {memory: 500MB}\nstages:\n  v: {kind: curate, source: {kind: text, path: ./t/}, steps: [minhash]}\n"
+    )
+    assert loaded.recipe.runtime.memory == "500MB"
+    with pytest.raises(UserError, match="write bytes with their unit"):
+        loads("name: x\nruntime: {memory: 2 gigs}\nstages:\n  v: {kind: curate, source: {kind: text, path: ./t/}}\n")

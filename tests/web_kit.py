@@ -61,7 +61,7 @@ def rows() -> list[Record]:
     said = "".join(f"<p>Paragraph {n} says at length where a river begins and ends.</p>" for n in range(9))
     index = "".join(f"<p><a href='/{n}'>Where the river number {n} begins and ends</a></p>" for n in range(30))
     lost = "".join(f"<li>Line {n} of the long list that this page is about, with words in it.</li>" for n in range(60))
-    some = said + "<p>Another river is described <a href='/x'>on the next page</a>.</p>"
+    some = said + "<p><a href='/x'>Another river is on the next page</a></p>"
     pages = {
         "page": page("P", f"<nav>menu</nav><main>{some}</main>"),
         "half a page": page("P", f"<main>{said}</main><footer><ul>{lost[:900]}</ul></footer>"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 from modelwright.core import environment
 from modelwright.core import execute as work
@@ -13,6 +13,7 @@ from modelwright.core import store as files
 from modelwright.core.errors import UserError
 from modelwright.core.events import Listener, read_events
 from modelwright.core.parallel import Parallel
+from modelwright.core.preview import Preview
 from modelwright.core.recipe import Loaded
 from modelwright.core.recipe import load as load_recipe
 from modelwright.core.stage import Check, Estimate
@@ -20,6 +21,11 @@ from modelwright.core.units import bytes_text, count_text, seconds_text, usd_tex
 from modelwright.core.why import Reason, why
 from modelwright.plan.calibrate import calibrated
 from modelwright.plan.machine import this_machine
+
+if TYPE_CHECKING:
+    from modelwright.methods.formats import Format
+    from modelwright.methods.sources._convert import Converted
+    from modelwright.methods.templates import Template
 
 STORE = Path("store")
 """Default folder of artifacts, in the folder where the command is given."""
@@ -156,7 +162,7 @@ class Project:
         """Cached or to do, with time, memory and money; imports no torch, touches no network, writes nothing."""
         machine, steps = this_machine(), self.steps()
         parallel = self.recipe.runtime.parallel or Parallel()
-        estimates = work.predict(steps, machine, self.recipe.seed, calibrated(self.store), parallel)
+        estimates = work.predict(steps, machine, self.recipe.seed, calibrated(self.store), parallel, self.recipe.runtime.memory)
         rows = [
             Planned(
                 s.name,
@@ -217,6 +223,26 @@ class Project:
                 found.append((step.name, list(step.stage.checks(run))))
         return found
 
+    def preview(
+        self, stage: str | None = None, *, rows: int = 5, row: str | None = None, look: int = 200, step: int | None = None
+    ) -> Preview:
+        """Rows of a training stage (unset: the last whose inputs are made) token by token, as its loss sees them; `print` it.
+        `row`: the one record with this id. `look`: records of each source to count, 0 all. `step`: the rows of this step."""
+        from tempfile import TemporaryDirectory
+
+        from modelwright.core.events import Log
+        from modelwright.core.stage import Run
+        from modelwright.stages._train_choose import choose
+        from modelwright.stages._train_preview import Asked, preview
+
+        steps = work.prepare(self.loaded, self.store, network=True)
+        made = {s.name: s.artifact for s in steps if s.artifact is not None}
+        chosen = choose(steps, stage, self.path)
+        with TemporaryDirectory() as folder:
+            inputs = {p.ref: work.resolve_input(p, made) for p in chosen.parents if p.stage is None or p.stage in made}
+            run = Run(Path(folder), inputs | chosen.instead, self.recipe.seed, Log(None))
+            return preview(chosen.stage, run, chosen.name, Asked(rows, look, row), step)
+
     def artifact(self, stage: str) -> ArtifactView:
         """The finished artifact of a stage."""
         for step in self.steps():
@@ -268,6 +294,62 @@ class Project:
             (folder / f"{name}.tmp").write_text(text, encoding="utf-8")
             (folder / f"{name}.tmp").replace(folder / name)
         return folder / "report.html"
+
+
+def preview_file(
+    path: str | Path,
+    tokenizer: str | Path,
+    template: str | None = None,
+    *,
+    length: int = 512,
+    rows: int = 5,
+    row: str | None = None,
+    look: int = 200,
+) -> Preview:
+    """A file of rows (chats, pairs, texts) token by token, with a tokenizer's folder and a chat template's kind (unset: its
+    own)."""
+    from modelwright.methods.templates import TEMPLATES
+    from modelwright.nn.model import load_tokenizer
+    from modelwright.stages._train_preview import Asked
+    from modelwright.stages._train_preview import preview_file as look_at
+
+    if not Path(path).exists():
+        raise UserError(f"there is no file {path}")
+    if template and template not in TEMPLATES.names():
+        raise UserError(f"there is no chat template {template!r}", fix=f"known: {', '.join(TEMPLATES.names())}")
+    spec = cast("Template", TEMPLATES.build(template)) if template else None
+    return look_at(Path(path), load_tokenizer(tokenizer), spec, length, Asked(rows, look, row))
+
+
+def convert(
+    source: str | Path,
+    target: str | Path,
+    to: str,
+    layout: str | None = None,
+    *,
+    on_bad: Literal["error", "drop"] = "error",
+    spare: bool = False,
+    force: bool = False,
+) -> Converted:
+    """Rows in another layout; see `modelwright convert --help`. `to` and `layout` name formats, or write one out as a recipe
+    does: `{kind: prompt_completion, prompt: q, completion: a}`."""
+    from modelwright.methods.sources import _convert as work_on
+
+    spec = _format(layout) if layout else None
+    return work_on.convert(Path(source), Path(target), _format(to), spec, on_bad=on_bad, spare=spare, force=force)
+
+
+def _format(text: str) -> Format:
+    import yaml
+    from pydantic import ValidationError
+    from pydantic_core import PydanticCustomError
+
+    from modelwright.methods.formats import FORMATS
+
+    try:
+        return cast("Format", FORMATS.build(yaml.safe_load(text)))
+    except (PydanticCustomError, ValidationError, yaml.YAMLError) as error:
+        raise UserError(f"{text!r} is no format", str(error), f"known: {', '.join(FORMATS.names())}") from None
 
 
 def text_table(rows: Sequence[dict[str, str]]) -> str:

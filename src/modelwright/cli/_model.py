@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from modelwright.cli import _options
 from modelwright.core.errors import UserError
+from modelwright.core.store import read_manifest
 
 if TYPE_CHECKING:
     from modelwright.methods.engines import Engine
@@ -68,6 +69,13 @@ def resolve_model(
     beside = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
     near = get_close_matches(path.name, beside, 1)
     raise UserError(f"there is no model at {text!r}", fix=f"did you mean {path.parent / near[0]}?" if near else f"give {MODEL}")
+
+
+def key_of(path: Path) -> str:
+    """The key of the artifact that the model is, or lies in; '' where it is none."""
+    folder = path if path.is_dir() else path.parent
+    manifest = read_manifest(folder)
+    return str(manifest["key"]) if manifest is not None else ""
 
 
 def _name(path: Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 from modelwright.cli import _model
@@ -27,6 +28,12 @@ def parser() -> argparse.ArgumentParser:
     parse.add_argument("--max-request-bytes", type=int, default=1_000_000, help="(%(default)s)")
     parse.add_argument("--drain-seconds", type=float, default=30.0, help="time to finish answers after a signal (%(default)s)")
     parse.add_argument("--api-key-file", type=Path, metavar="FILE", help="ask clients for the key in FILE")
+    parse.add_argument(
+        "--feedback",
+        type=Path,
+        metavar="FILE.jsonl",
+        help="keep people's ratings, with request and answer, in FILE (none are kept)",
+    )
     parse.add_argument("--log-requests", action="store_true", help="a line on standard error for each request")
     return parse
 
@@ -47,6 +54,7 @@ def main(args: list[str]) -> int:
     try:
         from modelwright.serve import run
         from modelwright.serve.app import Settings
+        from modelwright.serve.feedback import Feedback
     except ModuleNotFoundError as error:
         package = (error.name or "").split(".")[0]
         if package not in ("fastapi", "uvicorn", "starlette", "anyio"):
@@ -56,11 +64,17 @@ def main(args: list[str]) -> int:
     address = run.Address(given.host, given.port)
     run.bind(address, key).close()  # a port in use is told before the model is loaded
     settings = Settings(given.temperature, given.parallel, given.queue)
-    with _model.open_model(given) as (engine, found):
+    with ExitStack() as stack:
+        engine, found = stack.enter_context(_model.open_model(given))
         name = given.name or found
+        feedback = None
+        if given.feedback:
+            model = _model.resolve_model(given.model, given.overrides, given.store, given.allow_code)
+            feedback = stack.enter_context(closing(Feedback(given.feedback, name, _model.key_of(model.path))))
 
         def announce(url: str) -> None:
-            print(f"serving {name} at {url}/v1\nchat page {url}/ (Ctrl-C stops)", flush=True)
+            kept = f"\nratings go to {given.feedback}, with request and answer" if feedback else ""
+            print(f"serving {name} at {url}/v1\nchat page {url}/ (Ctrl-C stops){kept}", flush=True)
 
         finished = run.serve(
             engine,
@@ -72,6 +86,7 @@ def main(args: list[str]) -> int:
             drain_s=given.drain_seconds,
             log_requests=given.log_requests,
             on_ready=announce,
+            feedback=feedback,
         )
     print("stopped" if finished else "stopped; answers under way were cancelled", file=sys.stderr)
     return 0 if finished else 130

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from modelwright.cli._options import parser
 from modelwright.cli._output import print_json, print_table
 from modelwright.cli.run import headline
@@ -87,4 +89,45 @@ def _one(view, as_json: bool) -> int:  # type: ignore[no-untyped-def]
         f"  made {manifest['made_by']['time'][:19]} UTC by modelwright {manifest['made_by']['modelwright']}"
     )
     print_table(view.table())
+    if manifest["kind"] == "curate":
+        print_table(_funnel(manifest["stats"]), title="rows through the steps")
     return 0
+
+
+BAR_CELLS = 32
+EIGHTHS = " ▏▎▍▌▋▊▉█"
+
+
+def _funnel(stats: dict[str, Any]) -> list[dict[str, str]]:
+    """Of each step a bar of the rows that are left, and what it took; a column that says nothing of any is left out."""
+    widest = max((entry["rows_out"] for entry in stats["ledger"]), default=0) or 1
+    rows = [
+        {
+            "step": entry["step"],
+            "rows left": _bar(entry["rows_out"] / widest),
+            "": f"{entry['rows_out']:,}",
+            "text": bytes_text(entry["bytes_out"]),
+            "dropped": _count(sum(entry["reasons"].values())),
+            "most for": _most(entry["reasons"]),
+            "characters cut": _count(sum(cut["chars"] for cut in entry["cuts"].values())),
+            "made": _count(entry["rows_made"]),
+        }
+        for entry in stats["ledger"]
+    ]
+    return [{name: row[name] for name in row if any(other[name] for other in rows)} for row in rows]
+
+
+def _bar(share: float) -> str:
+    eighths = round(share * BAR_CELLS * 8)
+    return EIGHTHS[8] * (eighths // 8) + EIGHTHS[eighths % 8].strip()
+
+
+def _count(number: int) -> str:
+    return f"{number:,}" if number else ""
+
+
+def _most(reasons: dict[str, int]) -> str:
+    if not reasons:
+        return ""
+    name, rows = max(reasons.items(), key=lambda pair: pair[1])
+    return f"{name.partition(': ')[2] or name} ({rows:,})" + (f" and {len(reasons) - 1} more" if len(reasons) > 1 else "")

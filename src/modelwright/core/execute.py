@@ -21,10 +21,11 @@ from modelwright.core.external import Digests, hub_commit, hub_files, local
 from modelwright.core.measure import Meter, cores
 from modelwright.core.parallel import Parallel
 from modelwright.core.recipe import Loaded
+from modelwright.core.remote import remote_files
 from modelwright.core.spec import fingerprint
 from modelwright.core.stage import Accepts, Estimate, Facts, Given, Input, Machine, Run, Stage, Stats, parse_ref
-from modelwright.core.store import Artifact, Store, digest_files, write_json
-from modelwright.core.units import bytes_text, moment_s
+from modelwright.core.store import COLUMNS, Artifact, Store, digest_files, write_json
+from modelwright.core.units import bytes_of, bytes_text, moment_s
 
 ALONE = Parallel()
 Adjust = Callable[[str, Estimate], Estimate]
@@ -42,7 +43,9 @@ class Parent(NamedTuple):
     key: str
     """The parent stage's key, or the digest of an external input."""
     path: Path | None
-    """Where an external input is; None for a stage and for what is still on the Hub."""
+    """Where an external input is; None for a stage and for what is still on the Hub or elsewhere."""
+    fetched: Path | None = None
+    """Folder for what is elsewhere."""
 
 
 class Step(NamedTuple):
@@ -101,6 +104,8 @@ def _parent(
     if address.kind == "path":
         path = local(address, loaded.folder, where)
         return Parent(ref, field, accepts, None, None, digests.path(path), path)
+    if address.kind == "remote":
+        return Parent(ref, field, accepts, None, None, digests.remote(ref, network, where), None, digests.fetched())
     return Parent(ref, field, accepts, None, None, hub_commit(address, accepts, network, where), None)
 
 
@@ -122,15 +127,21 @@ def predict(
     seed: int,
     adjust: Adjust = lambda kind, estimate: estimate,
     parallel: Parallel = ALONE,
+    memory: str | None = None,
 ) -> dict[str, Estimate]:
     """The cost of every stage; parents' facts are measured where they are made, else predicted."""
     facts: dict[str, dict[str, Facts]] = {}
     estimates: dict[str, Estimate] = {}
     for step in steps:
-        given = Given(machine, _parent_facts(step, facts), seed, parallel)
+        given = Given(_within(machine, step.stage, memory), _parent_facts(step, facts), seed, parallel)
         estimates[step.name] = adjust(stage_kind(step.stage), step.stage.estimate(given))
         facts[step.name] = estimates[step.name].facts if step.artifact is None else _measured(step.artifact)
     return estimates
+
+
+def _within(machine: Machine, stage: Stage, memory: str | None) -> Machine:
+    """As much of it as `runtime.memory` leaves to a stage."""
+    return machine._replace(memory_bytes=bytes_of(memory)) if memory and stage.works else machine
 
 
 def _parent_facts(step: Step, facts: Mapping[str, Mapping[str, Facts]]) -> dict[str, Facts]:
@@ -226,6 +237,7 @@ def _make(
     kind = stage_kind(step.stage)
     facts = {p.ref: _parent_facts_made(p, made) for p in step.parents}
     runtime = loaded.recipe.runtime
+    machine = _within(machine, step.stage, runtime.memory)
     given = Given(machine, facts, loaded.recipe.seed, runtime.parallel or Parallel())
     expected = adjust(kind, step.stage.estimate(given))
     listener("stage", {"stage": step.name, "state": "running", "key": step.key, "kind": kind, "seconds": expected.seconds.value})
@@ -242,7 +254,8 @@ def _make(
         write_json(part / "part.json", {"key": step.key, "stage": step.name, "identity": step.identity})
         log = Log(part / "metrics.jsonl", listener)
         inputs = {p.ref: resolve_input(p, made) for p in step.parents}
-        run = Run(part, inputs, loaded.recipe.seed, log, facts, deadline_s, runtime.parallel, runtime.launch, runtime.workers)
+        how = (runtime.parallel, runtime.launch, runtime.workers, machine.memory_bytes, runtime.cluster)
+        run = Run(part, inputs, loaded.recipe.seed, log, facts, deadline_s, *how, store.root / COLUMNS)
         meter = Meter()
         try:
             stage = step.stage.resolve(given)
@@ -269,9 +282,15 @@ def resolve_input(parent: Parent, made: Mapping[str, Artifact]) -> Input:
             artifact.path,
             parent.part,
             {**artifact.manifest["stats"], "stage": parent.stage},
+            artifact.key,
         )
+    if parent.fetched is not None:
+        path = remote_files(parent.ref, parent.key, parent.fetched, parent.ref)
+        return Input(parent.ref, "path", path, key=parent.key)
+    if parent.path is None and parent.accepts.lazy:
+        return Input(parent.ref, "hub", Path(), key=parent.key)
     path = parent.path or hub_files(parse_ref(parent.ref), parent.key, parent.accepts, parent.ref)
-    return Input(parent.ref, "path", path)
+    return Input(parent.ref, "path", path, key=parent.key)
 
 
 def _parent_facts_made(parent: Parent, made: Mapping[str, Artifact]) -> Facts:

@@ -9,9 +9,11 @@ import re
 from pathlib import Path
 
 from modelwright.core.errors import UserError, missing_extra
+from modelwright.core.remote import remote_digest
 from modelwright.core.stage import Accepts, Address
-from modelwright.core.store import relative_files, sha256_file, write_json
+from modelwright.core.store import REMOTE, sha256_file, write_json
 
+_REMOTE = "remote"
 COMMIT = re.compile(r"^[0-9a-f]{40}$")
 
 
@@ -29,6 +31,13 @@ class Digests:
                 self._known = {}
 
     def file(self, path: Path) -> str:
+        """`unreadable` where it may not be read: whoever reads it says so, or counts it."""
+        try:
+            return self._file(path)
+        except PermissionError:
+            return "unreadable"
+
+    def _file(self, path: Path) -> str:
         state = path.stat()
         mark = f"{state.st_size}:{state.st_mtime_ns}:{state.st_ino}"
         known = self._known.get(str(path.resolve()))
@@ -44,15 +53,43 @@ class Digests:
         if path.is_file():
             return self.file(path)
         total = hashlib.sha256()
-        for name in sorted(relative_files(path)):
+        for name in sorted(
+            p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file()
+        ):  # what links lead to is read, too
             total.update(f"{name}\0{self.file(path / name)}\n".encode())
         return total.hexdigest()
+
+    def remote(self, url: str, network: bool, where: str) -> str:
+        """What pins a remote input: asked for, or without a network what it was when it was last asked for."""
+        known = self._known.get(url)
+        if network:
+            digest = remote_digest(url, where)
+            self._new |= known != [_REMOTE, digest]
+            self._known[url] = [_REMOTE, digest]
+            return digest
+        if known:
+            return known[1]
+        raise UserError(
+            f"what {url} holds is not known yet",
+            "the plan does not ask the network",
+            "`modelwright run` asks its server and remembers the answer; or fetch it yourself and name the file",
+            where,
+        )
+
+    def fetched(self) -> Path:
+        """Folder of remote inputs."""
+        return (self._cache.parent if self._cache else Path()) / REMOTE
 
     def save(self) -> None:
         """Keep what was learned; `plan` never calls this."""
         if self._cache and self._new:
             self._cache.parent.mkdir(parents=True, exist_ok=True)
             write_json(self._cache, self._known)
+
+
+def _files(folder: Path) -> list[str]:
+    """Also what links lead to: a source reads it, and the Hub's cache holds nothing else."""
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
 def local(address: Address, folder: Path, where: str) -> Path:
@@ -114,12 +151,43 @@ def hub_files(address: Address, commit: str, accepts: Accepts, where: str) -> Pa
     try:
         return Path(snapshot_download(address.name, revision=commit, repo_type=repo_type(accepts), allow_patterns=SAFE_FILES))
     except Exception as error:  # as above
-        raise UserError(
-            f"hf:{address.name}@{commit[:12]} cannot be fetched",
-            f"{type(error).__name__}: {error}".splitlines()[0],
-            "check the network and your access (`hf auth login` for a gated one), or use a local folder",
-            where,
-        ) from None
+        raise _not_fetched(address, commit, f"{type(error).__name__}: {error}".splitlines()[0], where) from None
+
+
+def hub_names(address: Address, commit: str, accepts: Accepts, where: str) -> list[str]:
+    """The names of a repository's files; without a network those that the local cache has."""
+    try:
+        from huggingface_hub import HfApi, snapshot_download
+    except ImportError:
+        raise missing_extra("huggingface_hub", "hub", f"hf:{address.name}") from None
+    kind = repo_type(accepts)
+    try:
+        return sorted(HfApi().list_repo_files(address.name, revision=commit, repo_type=kind))
+    except Exception as error:  # as above
+        told = f"{type(error).__name__}: {error}".splitlines()[0]
+    try:
+        return _files(Path(snapshot_download(address.name, revision=commit, repo_type=kind, local_files_only=True)))
+    except Exception:
+        raise _not_fetched(address, commit, told, where) from None
+
+
+def hub_file(address: Address, commit: str, name: str, accepts: Accepts, where: str) -> Path:
+    """One file of a repository, from the local cache or the Hub."""
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(address.name, name, revision=commit, repo_type=repo_type(accepts)))
+    except Exception as error:  # as above
+        raise _not_fetched(address, commit, f"{name}: {type(error).__name__}: {error}".splitlines()[0], where) from None
+
+
+def _not_fetched(address: Address, commit: str, why: str, where: str) -> UserError:
+    return UserError(
+        f"hf:{address.name}@{commit[:12]} cannot be fetched",
+        why,
+        "check the network and your access (`hf auth login` for a gated one), or use a local folder",
+        where,
+    )
 
 
 SAFE_FILES = [
@@ -138,7 +206,7 @@ SAFE_FILES = [
 
 
 def repo_type(accepts: Accepts) -> str:
-    return "dataset" if accepts.types == ("records",) else "model"
+    return "dataset" if {"records", "crawl"} & {*accepts.types} else "model"
 
 
 def _cached_commit(name: str, revision: str, kind: str) -> str | None:

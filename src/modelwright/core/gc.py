@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from modelwright.core.execute import prepare
 from modelwright.core.recipe import Loaded
-from modelwright.core.store import Store, relative_files
+from modelwright.core.store import COLUMNS, REMOTE, Store, relative_files
 
 
 class Garbage(NamedTuple):
@@ -29,6 +29,14 @@ def garbage(store: Store, recipes: Sequence[Loaded]) -> list[Garbage]:
         for p in store.unfinished()
         if p.name.removesuffix(".part").rsplit("-", 1)[-1] not in short
     ]
+    if (store.root / COLUMNS).is_dir():
+        found.append(
+            Garbage(store.root / COLUMNS, folder_bytes(store.root / COLUMNS), "a later curation would work it out again")
+        )
+    if (store.root / REMOTE).is_dir():
+        found.append(
+            Garbage(store.root / REMOTE, folder_bytes(store.root / REMOTE), "remote inputs, which would be fetched again")
+        )
     return found
 
 

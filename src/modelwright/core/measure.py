@@ -9,6 +9,7 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import ClassVar
 
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
@@ -20,10 +21,13 @@ def cores() -> int:
 
 
 class Meter:
-    """Started when made. On Linux the peak is that of the interval; elsewhere of the process so far."""
+    """Started when made. On Linux the peak is that of the interval, elsewhere of the process so far; workers add theirs."""
+
+    workers_bytes: ClassVar[int] = 0
 
     def __init__(self) -> None:
         self.start_s = time.monotonic()
+        Meter.workers_bytes = 0
         _give_back()
         self.held_bytes = _status("VmRSS") or 0
         """What earlier stages of this process left behind: libraries, mostly. 0 where the system does not tell."""
@@ -36,19 +40,24 @@ class Meter:
     def seconds(self) -> float:
         return time.monotonic() - self.start_s
 
+    @staticmethod
+    def count_worker(process: int) -> None:
+        """A process that works for this one is about to end."""
+        Meter.workers_bytes += _status("VmHWM", Path(f"/proc/{process}/status")) or 0
+
     def peak_bytes(self) -> int:
         if (peak := _status("VmHWM")) is not None:
-            return peak
+            return peak + Meter.workers_bytes
         import resource
 
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _status(name: str) -> int | None:
+def _status(name: str, path: Path = _STATUS) -> int | None:
     """Bytes under this name in proc(5)'s status; None where there is none."""
-    if _STATUS.exists():
-        for line in _STATUS.read_text().splitlines():
+    if path.exists():
+        for line in path.read_text().splitlines():
             if line.startswith(f"{name}:"):
                 return int(line.split()[1]) * 1024
     return None

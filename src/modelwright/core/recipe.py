@@ -17,11 +17,16 @@ from modelwright.core.parallel import LAUNCHERS, Parallel
 from modelwright.core.places import Loc, Tree, override, parse_yaml, read_yaml
 from modelwright.core.spec import Kinds, Spec, folder_of_recipe
 from modelwright.core.stage import NAME, STAGES, Accepts, Stage, parse_ref
-from modelwright.core.units import moment_s
+from modelwright.core.units import bytes_of, moment_s
 
 
 def _moment(text: str) -> str:
     moment_s(text, 0.0)
+    return text
+
+
+def _size(text: str) -> str:
+    bytes_of(text)
     return text
 
 
@@ -39,6 +44,12 @@ class RuntimeFields(Spec):
     workers: int | None = Field(None, ge=1)
     """Processes that work through the rows of a curation. Unset: one for each core where the sources hold enough to be worth
     their start, else this command alone. What comes out does not depend on it."""
+    cluster: Annotated[Spec, LAUNCHERS] | None = None
+    """Where the rows of a curation are worked through: `ray`, or `{kind: ray, address: …, cpus: …}`. Unset: on this machine. What
+    comes out does not depend on it."""
+    memory: Annotated[str, AfterValidator(_size)] | None = None
+    """Memory that a curation may take, with all its processes (`2GB`): rows that wait go to the disk sooner, fewer processes
+    start, and one that will not do with it is refused before the work. Unset: as much as the machine has."""
 
 
 class Head(Spec):
@@ -261,7 +272,7 @@ def _reference_fault(
     address = parse_ref(ref)
     if address.kind == "hf":
         return None if address.name.count("/") == 1 else (f"{ref!r} is not a Hub address", "write hf:org/name@revision")
-    if address.kind == "path":
+    if address.kind in ("path", "remote"):
         return None
     if address.name == name:
         return f"{name!r} refers to itself", f"earlier stages: {', '.join(earlier) or 'none'}"
@@ -337,11 +348,28 @@ def _runtime_errors(tree: Tree, head: Head | None, stages: dict[str, Stage]) -> 
     elif runtime.parallel is not None and runtime.parallel.processes == 1:
         reasons["launch"] = "`parallel` asks for one process, which this command is"
     if not any(stage.works for stage in stages.values()):
-        reasons["workers"] = "no stage of this recipe works through rows; curation does"
-    return [
+        reasons |= dict.fromkeys(("workers", "cluster", "memory"), "no stage of this recipe works through rows; curation does")
+    errors = _cluster_errors(tree, runtime.cluster) if "cluster" not in reasons else []
+    return errors + [
         UserError(f"{key!r} would be ignored", reason, f"remove {key!r}", tree.where(("runtime", key)))
         for key, reason in reasons.items()
         if key in runtime.model_fields_set
+    ]
+
+
+def _cluster_errors(tree: Tree, cluster: Spec | None) -> list[UserError]:
+    if cluster is None:
+        return []
+    if (kind := cluster.model_dump()["kind"]) != "ray":
+        fix, where = "write `cluster: ray`, or leave it out for this machine", tree.where(("runtime", "cluster"))
+        return [UserError(f"{kind!r} starts trainings, and cannot work through rows", fix=fix, where=where)]
+    return [
+        UserError(f"{key!r} would be ignored", reason, f"remove {key!r}", tree.where(("runtime", "cluster", key)))
+        for key, reason in (
+            ("gpus", "rows are worked through on processors"),
+            ("restarts", "the same command goes on from what is done"),
+        )
+        if key in cluster.model_fields_set
     ]
 
 

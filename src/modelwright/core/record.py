@@ -44,8 +44,30 @@ class Record:
 
 
 def from_json(line: bytes) -> Record:
-    """The reverse. Python's own reader: orjson's makes floats of long numbers."""
-    return Record(**json.loads(line.decode("utf-8", "surrogatepass")))
+    """The reverse."""
+    tree = quick_json(line)
+    return Record(**(json.loads(line.decode("utf-8", "surrogatepass")) if tree is None else tree))
+
+
+LONG_NUMBER = 2.0**53
+
+
+def quick_json(line: bytes) -> Any:
+    """What `json.loads` reads, by orjson; None where that refuses, or may have made a float of a long whole number."""
+    try:
+        value = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return None
+    return value if _exact(value) else None
+
+
+def _exact(value: Any) -> bool:
+    kind = type(value)
+    if kind is dict:
+        return all(type(inner) is str or _exact(inner) for inner in value.values())
+    if kind is list:
+        return all(type(inner) is str or _exact(inner) for inner in value)
+    return kind is not float or abs(value) < LONG_NUMBER
 
 
 def write_records(path: Path, records: Iterable[Record]) -> int:
@@ -61,12 +83,17 @@ def write_records(path: Path, records: Iterable[Record]) -> int:
 def read_records(path: Path) -> Iterator[Record]:
     """Read JSON lines that we wrote. For files of the user's own, see `modelwright.methods.formats`."""
     with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                yield from_json(line)
-            except (ValueError, TypeError) as error:
-                raise UserError(
-                    f"{path.name} line {number} is not a record",
-                    str(error),
-                    "the file was changed after it was written; `modelwright verify` tells which",
-                ) from None
+        yield from parse_records(file, path.name)
+
+
+def parse_records(lines: Iterable[bytes], name: str, first: int = 1) -> Iterator[Record]:
+    """The same from lines of a file, of which the first one has this number."""
+    for number, line in enumerate(lines, first):
+        try:
+            yield from_json(line)
+        except (ValueError, TypeError) as error:
+            raise UserError(
+                f"{name} line {number} is not a record",
+                str(error),
+                "the file was changed after it was written; `modelwright verify` tells which",
+            ) from None

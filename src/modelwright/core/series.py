@@ -14,6 +14,8 @@ Points = list[tuple[float, float]]
 """(step, value)."""
 Fields = dict[str, Any]
 
+UNUSED = ("overflow", "bad_step")
+"""Events of steps whose gradient was not used: it left float16's range, or it or the loss was no number or a spike."""
 PACE_EVENTS = 20
 """Newest `step` events that the time left is reckoned from."""
 
@@ -26,6 +28,7 @@ class Series:
         self._checks: dict[float, dict[str, Fields]] = {}
         self._loads: list[Fields] = []
         self._rates: Fields = {}
+        self._unused: dict[str, set[float]] = {name: set() for name in UNUSED}
         self._names: dict[str, None] = {}
         self._sorted: list[Fields] | None = None
 
@@ -41,9 +44,12 @@ class Series:
             self._loads.append(event)
         elif name == "rates":
             self._rates = event
+        elif name in UNUSED and step is not None:
+            self._unused[name].add(step)
         elif name in ("resumed", "rollback") and step is not None:  # what was done after it is lost and is done again
             self._steps, self._sorted = {at: fields for at, fields in self._steps.items() if at <= step}, None
             self._checks = {at: fields for at, fields in self._checks.items() if at <= step}
+            self._unused["overflow"] = {at for at in self._unused["overflow"] if at <= step}  # bad steps stay left out
 
     # --- now ------------------------------------------------------------------------------------------
 
@@ -61,6 +67,10 @@ class Series:
     def whole(self) -> int:
         """The last step told."""
         return int(max(self._steps, default=0))
+
+    def unused(self, name: str) -> int:
+        """Steps whose gradient was not used, by the event that says why."""
+        return len(self._unused[name])
 
     def left_s(self) -> float | None:
         """Training time left, at the pace of the newest steps; None where that is not known."""

@@ -26,13 +26,15 @@ class Accepts(NamedTuple):
     """Marks a field that holds references, with the artifact types it takes."""
 
     types: tuple[str, ...]
+    lazy: bool = False
+    """A reference to the Hub is not fetched before the work: its `Input` is of type `hub`, its key the commit."""
 
 
 def Ref(*types: str) -> Any:
     """Field type: one reference. `start: Ref("model")`.
 
-    A reference is an earlier stage's name (`base`), one part of it (`pairs:test`), a path (has `/`),
-    or `hf:org/name@revision`.
+    A reference is an earlier stage's name (`base`), one part of it (`pairs:test`), a path (has `/`), a remote address
+    (`s3://bucket/folder/`), or `hf:org/name@revision`.
     """
     return Annotated[str, Accepts(types)]
 
@@ -88,7 +90,7 @@ Refs = Annotated[
 
 
 class Address(NamedTuple):
-    """A parsed reference. kind: `stage`, `path` or `hf`."""
+    """A parsed reference. kind: `stage`, `path`, `remote` or `hf`."""
 
     kind: str
     name: str
@@ -97,7 +99,9 @@ class Address(NamedTuple):
 
 
 def parse_ref(ref: str) -> Address:
-    """`pairs:test` -> stage pairs, part test; `./a.jsonl` -> path; `hf:org/name@rev` -> Hub."""
+    """`pairs:test` -> stage pairs, part test; `./a.jsonl` -> path; `hf:org/name@rev` -> Hub; `s3://bucket/a.jsonl` -> remote."""
+    if re.match(r"[a-z][a-z0-9+.-]*://", ref):
+        return Address("remote", ref)
     if ref.startswith("hf:"):
         name, _, revision = ref[3:].partition("@")
         return Address("hf", name, revision=revision or None)
@@ -265,6 +269,8 @@ class Input(NamedTuple):
     part: str | None = None
     stats: Mapping[str, Any] = {}
     """The `stats` of the artifact's manifest."""
+    key: str = ""
+    """The artifact's key, or the digest of the user's own files; empty: not known."""
 
 
 class Run(NamedTuple):
@@ -285,6 +291,12 @@ class Run(NamedTuple):
     """How they are started; None: on this machine."""
     workers: int | None = None
     """Processes that work through rows; None: as many as pay."""
+    memory_bytes: float = math.inf
+    """What all processes together may take."""
+    cluster: Spec | None = None
+    """Machines that work through rows; None: this one."""
+    columns: Path | None = None
+    """Folder of numbers that a later run may find again, in the store; they never change a result. None: nothing is kept."""
 
 
 Stats = dict[str, Any]

@@ -17,6 +17,10 @@ from modelwright.core.events import Log
 
 MANIFEST = "manifest.json"
 SCHEMA = 1
+COLUMNS = "columns"
+REMOTE = "remote"
+"""Folder of inputs that were fetched."""
+"""Folder of numbers that curations find again; no artifact."""
 
 
 class Artifact(NamedTuple):

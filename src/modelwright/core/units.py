@@ -14,6 +14,14 @@ def bytes_text(value: float) -> str:
     return f"{value:.0f} B"
 
 
+def bytes_of(text: str) -> float:
+    """Bytes of `2GB`, `800 MB`, `1.5TB`; ValueError for anything else."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kMGT])?B", text)
+    if found is None:
+        raise ValueError("write bytes with their unit (`800MB`, `2GB`)")
+    return float(found[1]) * {None: 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}[found[2]]
+
+
 def seconds_text(value: float) -> str:
     """`3 min 20 s`, `1 h 05 min`, `0.4 s`."""
     if value < 9.95:

@@ -7,6 +7,7 @@ outlives the command, however that ends.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import pickle
 import queue
@@ -18,12 +19,17 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from importlib import import_module
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from modelwright.core.errors import UserError
+from modelwright.core.measure import Meter
 
-AHEAD = 2
-"""Items that wait at each worker while it is busy."""
+if sys.platform == "linux":
+    import fcntl
+
+AHEAD = 4
+"""Items that wait at each worker while it is busy. Some take longer than others, and results are taken in order."""
+T = TypeVar("T")
 
 
 class Workers:
@@ -33,21 +39,24 @@ class Workers:
         self._workers = [_Worker(target, payload) for _ in range(count)]
 
     def map(self, items: Iterable[Any]) -> Iterator[Any]:
-        """The results, in order. An error of a worker is raised here."""
-        waiting: deque[_Worker] = deque()
-        most = AHEAD * len(self._workers)
-        for number, item in enumerate(items):
-            if len(waiting) == most:
-                yield waiting.popleft().result()
-            worker = self._workers[number % len(self._workers)]
-            worker.give(item)
-            waiting.append(worker)
-        while waiting:
-            yield waiting.popleft().result()
+        """The results, in order. An error of a worker is raised here. Items of one may come from the results of another."""
+        return in_order((worker.give for worker in itertools.cycle(self._workers)), items, AHEAD * len(self._workers))
 
     def close(self) -> None:
         for worker in self._workers:
             worker.close()
+        self._workers = []
+
+
+def in_order(gives: Iterator[Callable[[Any], Callable[[], T]]], items: Iterable[Any], most: int) -> Iterator[T]:
+    """Each item goes to the next of `gives`, which returns what waits for its result; `most` are under way."""
+    waiting: deque[Callable[[], T]] = deque()
+    for item in items:
+        waiting.append(next(gives)(item))
+        if len(waiting) > most:
+            yield waiting.popleft()()
+    while waiting:
+        yield waiting.popleft()()
 
 
 class _Worker:
@@ -60,7 +69,11 @@ class _Worker:
         }
         command = [sys.executable, "-m", "modelwright.core.workers", target]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env)
+        for pipe in (self._process.stdin, self._process.stdout):
+            _widen(pipe)
         self._items: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._given = self._came = 0
+        self._results: dict[int, Any] = {}
         self._feeder = threading.Thread(target=self._feed, daemon=True)  # a full pipe must not stop who reads results
         self._feeder.start()
         self._items.put((payload,))
@@ -72,10 +85,21 @@ class _Worker:
                 pickle.dump(held[0], pipe, protocol=5)
                 pipe.flush()
 
-    def give(self, item: Any) -> None:
+    def give(self, item: Any) -> Callable[[], Any]:
+        """What waits for the result."""
         self._items.put((item,))
+        self._given += 1
+        number = self._given
 
-    def result(self) -> Any:
+        def result() -> Any:
+            while self._came < number:  # those before it are of another map, whose turn has not come
+                self._came += 1
+                self._results[self._came] = self._next()
+            return self._results.pop(number)
+
+        return result
+
+    def _next(self) -> Any:
         assert self._process.stdout is not None
         try:
             kind, found = pickle.load(self._process.stdout)  # of our own child, through a pipe that nobody else has
@@ -86,14 +110,11 @@ class _Worker:
                 "it was killed, most likely because memory ran out" if code == -signal.SIGKILL else f"it ended with code {code}",
                 "set `runtime.workers` to less: each holds a few megabytes of rows and what its steps need",
             ) from None
-        if kind == "user error":
-            raise UserError(*found)
-        if kind == "error":
-            raise RuntimeError(f"in a worker process:\n{found}")
-        return found
+        return outcome(kind, found)
 
     def close(self) -> None:
         self._items.put(None)
+        Meter.count_worker(self._process.pid)
         self._process.kill()
         self._process.wait()
         self._feeder.join()
@@ -101,30 +122,59 @@ class _Worker:
             self._process.stdout.close()
 
 
+def attempt(call: Callable[[Any], Any], value: Any) -> tuple[str, Any]:
+    """What a call came to, in a form that may travel: see `outcome`."""
+    try:
+        return "result", call(value)
+    except UserError as error:
+        return "user error", (error.what, error.why, error.fix, error.where)
+    except Exception:
+        return "error", traceback.format_exc()
+
+
+def outcome(kind: str, found: Any) -> Any:
+    """The result of an `attempt`, or its error raised here."""
+    if kind == "user error":
+        raise UserError(*found)
+    if kind == "error":
+        raise RuntimeError(f"in a worker process:\n{found}")
+    return found
+
+
+def named(target: str) -> Callable[[Any], Any]:
+    """The function `package.module:function`."""
+    module, _, name = target.partition(":")
+    found: Callable[[Any], Any] = getattr(import_module(module), name)
+    return found
+
+
+def _widen(pipe: Any) -> None:
+    """A megabyte instead of 64 kB, so that both ends wait less often for each other."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):  # a system may allow less
+            fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, 1 << 20)
+
+
 def main(target: str) -> None:
     """A worker, from start to end."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the command decides
     with os.fdopen(os.dup(1), "wb") as out, os.fdopen(os.dup(0), "rb") as given:
         os.dup2(2, 1)  # what a library prints must not come between results
-        module, _, name = target.partition(":")
         work: Callable[[Any], Any] | None = None
-        while (held := _next(given)) is not None:
-            found: tuple[str, Any] | None = None
-            try:
-                if work is None:
-                    work = getattr(import_module(module), name)(held[0])
-                else:
-                    found = ("result", work(held[0]))
-            except UserError as error:
-                found = ("user error", (error.what, error.why, error.fix))
-            except Exception:
-                found = ("error", traceback.format_exc())
-            if found is not None:
-                pickle.dump(found, out, protocol=5)
-                out.flush()
+
+        def begin(payload: Any) -> Any:
+            return named(target)(payload)
+
+        while (held := _load(given)) is not None:
+            found = attempt(work or begin, held[0])
+            if work is None and found[0] == "result":
+                work = found[1]
+                continue
+            pickle.dump(found, out, protocol=5)
+            out.flush()
 
 
-def _next(given: BinaryIO) -> tuple[Any] | None:
+def _load(given: BinaryIO) -> tuple[Any] | None:
     """None when the pipe has ended."""
     try:
         return (pickle.load(given),)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, silu
 
+from modelwright.nn.fused import Pieces
 from modelwright.nn.gradients import add, add_product
 
 
@@ -96,6 +97,7 @@ class Norm(NamedTuple):
     weight: nn.Parameter
     eps: float
     offset: float = 0.0
+    fused: Pieces | None = None
 
     def gain(self) -> Tensor:
         return self.weight + self.offset if self.offset else self.weight
@@ -175,21 +177,23 @@ class Block(NamedTuple):
     """Of what attention adds to the stream."""
     norm_out: Norm | None = None
     """Of what the MLP adds to the stream."""
+    fused: Pieces | None = None
+    """Kernels that compute what lies between products (`nn/fused.py`); None: one operation after the other."""
     sum: Callable[[Tensor], Tensor] = lambda part: part
     """Over the processes that share the layer, where there are some: of what it adds to the stream, and of gradients of what it
     reads."""
 
 
-def norm_of(module: Any, family: Family) -> Norm:
-    return Norm(module.weight, getattr(module, family.eps), family.offset)
+def norm_of(module: Any, family: Family, fused: Pieces | None) -> Norm:
+    return Norm(module.weight, getattr(module, family.eps), family.offset, fused)
 
 
-def block_of(layer: Any, family: Family, activation: Activation) -> Block | None:
+def block_of(layer: Any, family: Family, activation: Activation, fused: Pieces | None) -> Block | None:
     attention = layer.self_attn
     linear: dict[str, Any] = {field: Projection.of(layer.get_submodule(place)) for field, place in LINEAR.items()}
     if not all(linear.values()):
         return None
     window = attrgetter(family.window)(attention) if family.window else None
     turns = getattr(attention, family.turns) if family.turns else ""
-    norms: dict[str, Any] = {field: norm_of(layer.get_submodule(place), family) for field, place in family.norms.items()}
-    return Block(activation=activation, window=window, turns=turns, **linear, **norms)
+    norms: dict[str, Any] = {field: norm_of(layer.get_submodule(place), family, fused) for field, place in family.norms.items()}
+    return Block(activation=activation, window=window, turns=turns, fused=fused, **linear, **norms)

@@ -107,6 +107,11 @@ def peak_bytes(device: torch.device) -> int | None:
     return torch.mps.driver_allocated_memory() if device.type == "mps" else None
 
 
+def no_memory(error: BaseException) -> bool:
+    """Whether memory was asked for that is not there; torch has no class of its own for a processor's."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
+
+
 def moved(tensor: Tensor, device: torch.device) -> Tensor:
     """The tensor there; to a CUDA card while the work before it still runs."""
     if device.type == "cpu":

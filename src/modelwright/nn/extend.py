@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from modelwright.nn import model as models
+from modelwright.nn.seq2seq import Pairs
 
 WINDOW = 5
 """Tokens to each side that count as neighbours, nearer ones more (1 / distance), as in word2vec and GloVe."""
@@ -128,8 +129,10 @@ class Said(NamedTuple):
 
 @torch.no_grad()
 def said(model: Any, texts: Sequence[Sequence[int]], known: Sequence[int]) -> Said:
-    """Of each text's next tokens, or, of an encoder, its own; transformers' own forward pass, one text at a time."""
-    ahead = 0 if models.looks_both_ways(model) else 1
+    """Of each text's next tokens, or its own: of an encoder, and of an encoder-decoder that reads the text and writes it once
+    more; transformers' own forward pass, one text at a time."""
+    pairs = Pairs.of(models.core(model))
+    ahead = 0 if pairs is not None or models.looks_both_ways(model) else 1
     known_V = torch.tensor(known)
     place_V = torch.full((int(known_V.max()) + 1,), -1, dtype=torch.long)
     place_V[known_V] = torch.arange(len(known_V))
@@ -137,7 +140,8 @@ def said(model: Any, texts: Sequence[Sequence[int]], known: Sequence[int]) -> Sa
     mass = 0.0
     for text in texts:
         ids_T = torch.tensor(text)
-        logits_TV = model(input_ids=ids_T[None], use_cache=False).logits[0, : len(text) - ahead].float()
+        written = {} if pairs is None else {"decoder_input_ids": pairs.shifted(ids_T)[None]}
+        logits_TV = model(input_ids=ids_T[None], use_cache=False, **written).logits[0, : len(text) - ahead].float()
         old_TV = logits_TV[:, known_V]
         logps += old_TV.log_softmax(1).gather(1, place_V[ids_T[ahead:]][:, None])[:, 0].tolist()
         mass += float(1 - (old_TV.logsumexp(1) - logits_TV.logsumexp(1)).exp().mean()) / len(texts)

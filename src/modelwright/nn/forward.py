@@ -24,9 +24,10 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding
 from torch.utils.checkpoint import checkpoint
 
-from modelwright.nn import varlen
+from modelwright.nn import fused, varlen
 from modelwright.nn.attention import Layout, by_document, plain
 from modelwright.nn.blocks import ACTIVATIONS, FAMILIES, Block, Family, Norm, block_of, norm_of
+from modelwright.nn.fused import Pieces
 from modelwright.nn.gradients import add, begun
 
 # --- pieces with a backward pass of their own -------------------------------------------------------------
@@ -39,17 +40,25 @@ def _wide(tensor: Tensor) -> Tensor:
 
 def _scale(x_TD: Tensor, norm: Norm) -> Tensor:
     """[T, 1] what a row is multiplied with: 1 / root mean square."""
+    if norm.fused is not None:
+        return norm.fused.scale(x_TD, norm.eps)
     return (x_TD.square().mean(-1, keepdim=True) + norm.eps).rsqrt_()
 
 
 def _normed(x_TD: Tensor, scale_T1: Tensor, norm: Norm, dtype: torch.dtype) -> Tensor:
+    if norm.fused is not None:
+        return norm.fused.normed(x_TD, scale_T1, norm.gain(), dtype)
     return (x_TD * scale_T1).mul_(norm.gain()).to(dtype)
 
 
 def _norm_backward(grad_TD: Tensor, x_TD: Tensor, scale_T1: Tensor, norm: Norm) -> Tensor:
     """Gradient of the norm's input; the weight's is added to it. There may be heads between T and D."""
-    hat_TD = x_TD * scale_T1
     grad_TD = _wide(grad_TD)
+    if norm.fused is not None:
+        slope_TD, gain_grad_D = norm.fused.slope(grad_TD, x_TD, scale_T1, norm.gain())
+        add(norm.weight, gain_grad_D)
+        return slope_TD
+    hat_TD = x_TD * scale_T1
     if norm.weight.requires_grad:
         add(norm.weight, (grad_TD * hat_TD).flatten(0, -2).sum(0))
     grad_TD = grad_TD * norm.gain()
@@ -72,8 +81,10 @@ def _maybe_backward(grad_TD: Tensor, x_TD: Tensor | None, scale_T1: Tensor | Non
     return _norm_backward(grad_TD, _wide(x_TD), scale_T1, norm)
 
 
-def _rotate(x_THC: Tensor, cos_T1C: Tensor, sin_T1C: Tensor) -> Tensor:
+def _rotate(x_THC: Tensor, cos_T1C: Tensor, sin_T1C: Tensor, fused: Pieces | None) -> Tensor:
     """Rotary positions (arXiv:2104.09864) in transformers' half-and-half layout. The backward pass is the same with -sin."""
+    if fused is not None:
+        return fused.rotate(x_THC, cos_T1C, sin_T1C)
     half = x_THC.shape[-1] // 2
     first, second = x_THC[..., :half], x_THC[..., half:]
     cos, sin = cos_T1C[..., :half], sin_T1C[..., :half]
@@ -139,17 +150,34 @@ class _Turn(torch.autograd.Function):
     """Rotary positions, behind a norm of each head where there is one; keeps its input only for that norm."""
 
     @staticmethod
-    def forward(ctx: Any, x_THC: Tensor, norm: Norm | None, cos_T1C: Tensor, sin_T1C: Tensor) -> Tensor:
+    def forward(ctx: Any, x_THC: Tensor, norm: Norm | None, cos_T1C: Tensor, sin_T1C: Tensor, fused: Pieces | None) -> Tensor:
         normed_THC, kept_THC, scale_TH1 = _maybe_normed(x_THC, norm)
         ctx.save_for_backward(kept_THC, scale_TH1, cos_T1C, sin_T1C)
-        ctx.norm = norm
-        return _rotate(normed_THC.to(x_THC.dtype), cos_T1C, sin_T1C)
+        ctx.norm, ctx.fused = norm, fused
+        return _rotate(normed_THC.to(x_THC.dtype), cos_T1C, sin_T1C, fused)
 
     @staticmethod
     def backward(ctx: Any, grad_THC: Tensor) -> Any:
         kept_THC, scale_TH1, cos_T1C, sin_T1C = ctx.saved_tensors
-        turned_THC = _rotate(grad_THC, cos_T1C, -sin_T1C)
-        return _maybe_backward(turned_THC, kept_THC, scale_TH1, ctx.norm).to(grad_THC.dtype), None, None, None
+        turned_THC = _rotate(grad_THC, cos_T1C, -sin_T1C, ctx.fused)
+        return _maybe_backward(turned_THC, kept_THC, scale_TH1, ctx.norm).to(grad_THC.dtype), None, None, None, None
+
+
+def _gated(block: Block, gate_TI: Tensor, up_TI: Tensor) -> Tensor:
+    if block.fused is not None:
+        return block.fused.gated(block.activation.forward, gate_TI, up_TI)
+    return block.activation.forward(gate_TI).mul_(up_TI)
+
+
+def _gate_backward(block: Block, grad_out_TD: Tensor, gate_TI: Tensor, up_TI: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of gate and up; that of the projection behind them is added to it."""
+    if block.fused is not None:
+        grad_TI = block.down.backward(grad_out_TD, _gated(block, gate_TI, up_TI))
+        return block.fused.gate_slopes(block.activation.forward, block.activation.backward, grad_TI, gate_TI, up_TI)
+    active_TI = block.activation.forward(gate_TI)
+    grad_TI = block.down.backward(grad_out_TD, active_TI * up_TI)
+    grad_up_TI = active_TI.mul_(grad_TI)
+    return block.activation.backward(grad_TI.mul_(up_TI), gate_TI), grad_up_TI
 
 
 class _After(torch.autograd.Function):
@@ -162,7 +190,7 @@ class _After(torch.autograd.Function):
         scale_T1 = _scale(middle_TD, block.norm_mlp)
         normed_TD = _normed(middle_TD, scale_T1, block.norm_mlp, dtype)
         gate_TI, up_TI = block.gate(normed_TD), block.up(normed_TD)
-        made_TD = block.sum(block.down(block.activation.forward(gate_TI).mul_(up_TI)))
+        made_TD = block.sum(block.down(_gated(block, gate_TI, up_TI)))
         out_TD, last_TD, last_T1 = _maybe_normed(made_TD, block.norm_out)
         ctx.save_for_backward(attended_TE, middle_TD, scale_T1, gate_TI, up_TI, kept_TD, kept_T1, last_TD, last_T1)
         ctx.block, ctx.dtype = block, dtype
@@ -173,11 +201,8 @@ class _After(torch.autograd.Function):
         attended_TE, middle_TD, scale_T1, gate_TI, up_TI, kept_TD, kept_T1, last_TD, last_T1 = ctx.saved_tensors
         block: Block = ctx.block
         dtype = ctx.dtype
-        active_TI = block.activation.forward(gate_TI)
         grad_out_TD = _maybe_backward(grad_TD, last_TD, last_T1, block.norm_out).to(dtype)
-        grad_TI = block.down.backward(grad_out_TD, active_TI * up_TI)
-        grad_up_TI = active_TI.mul_(grad_TI)
-        grad_gate_TI = block.activation.backward(grad_TI.mul_(up_TI), gate_TI)
+        grad_gate_TI, grad_up_TI = _gate_backward(block, grad_out_TD, gate_TI, up_TI)
         normed_TD = _normed(middle_TD, scale_T1, block.norm_mlp, dtype)
         grad_normed_TD = block.sum(block.up.backward(grad_up_TI, normed_TD, block.gate.backward(grad_gate_TI, normed_TD)))
         grad_middle_TD = _norm_backward(grad_normed_TD, middle_TD, scale_T1, block.norm_mlp).add_(grad_TD)
@@ -226,7 +251,7 @@ class Decoder:
         self.scaling: float = trunk.layers[0].self_attn.scaling
         self.width: int = trunk.layers[0].self_attn.head_dim
         self.embed_scale: float = getattr(trunk.embed_tokens, family.scale) if family.scale else 1.0
-        self.norm = norm_of(trunk.norm, family)
+        self.norm = norm_of(trunk.norm, family, blocks[0].fused)
         self.recompute: bool = trunk.layers[0].gradient_checkpointing
         """Keep only what enters each layer, and compute the layer again in the backward pass (Chen et al. 2016,
         arXiv:1604.06174): asked for by `model.recompute`."""
@@ -255,7 +280,7 @@ class Decoder:
             return None
         if not all(layer.self_attn.is_causal for layer in trunk.layers):
             return None
-        blocks = [block_of(layer, family, activation) for layer in trunk.layers]
+        blocks = [block_of(layer, family, activation, fused.of(model)) for layer in trunk.layers]
         return Decoder(trunk, family, [b for b in blocks if b is not None]) if all(blocks) else None
 
     def _turns(self, kind: str, layout: Layout, dtype: torch.dtype, own_T: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -315,8 +340,8 @@ class Decoder:
         pieces: Any = (_Before.apply, _Turn.apply, _After.apply)
         before, turn, after = pieces
         query_UHC, key_TKC, value_TKC = before(x_TD, block, self.width, dtype, wanted_U)
-        query_UHC = turn(query_UHC, block.norm_query, *_at(wanted_U, *turn_T1C))
-        key_TKC = turn(key_TKC, block.norm_key, *turn_T1C)
+        query_UHC = turn(query_UHC, block.norm_query, *_at(wanted_U, *turn_T1C), block.fused)
+        key_TKC = turn(key_TKC, block.norm_key, *turn_T1C, block.fused)
         attended_UE = attend(query_UHC, key_TKC, value_TKC, layout, self.scaling, block.window, wanted_U)
         found_UD: Tensor = after(*_at(wanted_U, x_TD), attended_UE, block, dtype)
         return found_UD

@@ -53,7 +53,10 @@ def vectors(trunk: Trunk, batch: Packed, dtype: torch.dtype) -> Tensor:
         hidden_ND = trunk.at(batch.ids_T, batch.layout, batch.position_N, dtype)
     else:
         with dropped(core(trunk.model), batch, batch.dropout):  # between modules, which our own forward pass does not call
-            hidden_ND = Trunk(trunk.model, own=False).at(batch.ids_T, batch.layout, batch.position_N, dtype)
+            other = Trunk(trunk.model, own=False)
+            other.choices = trunk.choices
+            hidden_ND = other.at(batch.ids_T, batch.layout, batch.position_N, dtype)
+        trunk.routed = other.routed
     return means(hidden_ND.to(torch.promote_types(hidden_ND.dtype, torch.float32)), batch.segment_N, batch.segments)
 
 
@@ -77,8 +80,11 @@ class _Again(torch.autograd.Function):
         for batch, random, part in zip(ctx.batches, ctx.random, parts, strict=True):
             restore_random(device, random)
             with torch.enable_grad():
-                vector_SD = vectors(ctx.trunk, batch, ctx.dtype)
-            torch.autograd.backward(vector_SD, part)
+                made, slopes = [vectors(ctx.trunk, batch, ctx.dtype)], [part]
+                if (routed := ctx.trunk.routed) is not None:  # routers are kept sound, though no loss tells of it
+                    made.append(ctx.trunk.choices.loss_of_step(routed) * ctx.trunk.loss_factor)
+                    slopes.append(torch.ones_like(made[1]))
+            torch.autograd.backward(made, slopes)
         restore_random(device, after)
         return None, None, None, None
 
@@ -116,6 +122,7 @@ def whole_loss(
     said = spread.exchange(own)
     vector_SD = spread.joined(own_SD, [sum(len(group) for group, _ in whose) for whose in said])
     total, weight, metrics = loss(Vectors(vector_SD), joined([one for whose in said for one in whose], spread.device))
+    trunk.choices.weight = float(weight)
     if spread.replica == 0:
         return total, weight, metrics
     return total - total.detach(), weight * 0, {name: value * 0 for name, value in metrics.items()}

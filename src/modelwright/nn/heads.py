@@ -63,6 +63,13 @@ def own(model_type: str | None, head: str) -> str:
     return next((name for name in ("masked", "causal") if model_type in _known(name)), "causal")
 
 
+def of_vocabulary(folder: Path) -> str:
+    """The head over the vocabulary that the model in a folder was trained with."""
+    config = folder / "config.json"
+    tree = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+    return "seq2seq" if tree.get("model_type") in _known("seq2seq") - _known("causal") - _known("masked") else "vectors"
+
+
 def _known(head: str) -> frozenset[str]:
     from transformers.models.auto import modeling_auto
 

@@ -250,6 +250,7 @@ class Trainer:
             raise BadStep(f"the loss jumped to {found.loss:.4g}, over {most:.4g}", found.rows, "")
         norm = self.update.make(index, found.weight)
         if math.isfinite(norm):
+            self.spread.trunk.choices.made(found.counted)
             if self.moving is not None:
                 self.moving.update()
         elif not self.update.overflowed():
@@ -371,6 +372,7 @@ class Trainer:
             "window": dict(self.window),
             "losses": list(self.losses),
             "best": dict(self.best),
+            "choices": self.spread.trunk.choices.before_LE,
             "average": {**moving, "average": {n: self.spread.whole(n, t) for n, t in moving["average"].items()}}
             if moving
             else {},
@@ -388,6 +390,7 @@ class Trainer:
         self.spread.restore_random(state["rng"])
         self.done, self.total, self.window = int(state["step"]), state["total"], state["window"]
         self.losses, self.best = state["losses"], state["best"]
+        self.spread.trunk.choices.before_LE = state["choices"]
         if self.moving is not None:
             average = {name: self.spread.part(name, value) for name, value in state["average"]["average"].items()}
             self.moving.load_state_dict({**state["average"], "average": average})

@@ -24,8 +24,7 @@ def micro_loss(trunk: Trunk, batch: Packed, loss: LossFn, dtype: torch.dtype) ->
     """Loss sums of one micro-batch; gradients are recorded unless they are switched off around it."""
     total, weight, metrics = loss(trunk.policy(batch.ids_T, batch.layout, batch.position_N, batch.target_N, dtype), batch)
     if trunk.routed is not None and torch.is_grad_enabled():  # a validation's loss is the plain one
-        total = total + weight * trunk.routed.loss
-        metrics = {**metrics, **{name: weight * value for name, value in trunk.routed.metrics.items()}}
+        total = total + trunk.choices.loss(trunk.routed, weight, len(batch.target_N))
     return total, weight, metrics
 
 

@@ -273,6 +273,7 @@ class Trunk:
         """What the loss is multiplied with before its gradient is taken (`nn/scaling.py`)."""
         self.routed: experts.Routed | None = None
         """What the last forward pass said of a mixture of experts' routers."""
+        self.choices = experts.Choices()
 
     @property
     def head(self) -> Head:
@@ -299,7 +300,7 @@ class Trunk:
                 **({} if self.router is None else {"output_router_logits": True}),
             )
         if self.router is not None:
-            self.routed = self.router.routed(output.router_logits)
+            self.routed = self.router.routed(output.router_logits, self.choices.before_LE)
         hidden_TD: Tensor = output.last_hidden_state[0]
         return hidden_TD
 

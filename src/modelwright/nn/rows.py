@@ -8,9 +8,9 @@ import heapq
 import json
 import math
 import mmap
-import struct
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,18 +28,17 @@ NO_TAG = -1
 """Label of a token that has none."""
 INDEX = np.dtype([("start", "<i8"), ("part", "<i8"), ("label", "<f8"), ("branches", "<i4", 2), ("targets", "<i8")])
 """What is stored of a row beside its tokens, 40 bytes; one entry more ends the last row."""
-ENTRY = struct.Struct("<qqdiiq")
-"""An entry of it."""
+FILES = ("ids.bin", "flags.bin", "index.bin", "parts.bin", "tags.bin", "names.txt")
 AT_ONCE = 1 << 16
-"""Rows that are gone through at a time where all are looked at."""
+"""Rows that are gone through at a time where all are looked at; tokens that are written at a time."""
 
 
 class Row(NamedTuple):
     """A row before it is stored. A document has no branches; a pair has a shared part and two."""
 
-    ids: Sequence[int]
+    ids: Sequence[int] | np.ndarray
     """The tokens; for a pair: shared, then the rest of the better answer, then the rest of the worse one."""
-    flags: Sequence[int]
+    flags: Sequence[int] | np.ndarray
     branches: tuple[int, int] = (0, 0)
     """Tokens of each branch at the end of `ids`."""
     name: str = ""
@@ -125,36 +124,62 @@ class Rows:
 
 
 def store(rows: Iterable[Row], folder: Path, vocab: int) -> Rows:
-    """Write rows one after the other and open them; nothing of a row stays in memory. `rows.json` comes last, so a torn folder
-    is not opened."""
+    """Write rows one after the other and open them; no more than `AT_ONCE` tokens, or a longer row, stay in memory. `rows.json`
+    comes last, so a torn folder is not opened."""
     folder.mkdir(parents=True, exist_ok=True)
     dtype = np.dtype(np.uint16 if vocab <= 1 << 16 else np.uint32)
-    start, part, pairs = 0, 0, False
-    with (
-        (folder / "ids.bin").open("wb") as ids_file,
-        (folder / "flags.bin").open("wb") as flags_file,
-        (folder / "index.bin").open("wb") as index_file,
-        (folder / "parts.bin").open("wb") as parts_file,
-        (folder / "tags.bin").open("wb") as tags_file,
-        (folder / "names.txt").open("w", encoding="utf-8") as names,
-    ):
-        for row in rows:
-            flags = np.asarray(row.flags, np.uint8)
-            targets = sum(len(at) for at, _ in _targets(flags, row.branches))
-            ids_file.write(np.asarray(row.ids, dtype).tobytes())
-            flags_file.write(flags.tobytes())
-            index_file.write(ENTRY.pack(start, part, row.label, *row.branches, targets))
-            parts_file.write(np.asarray(row.parts, "<i4").tobytes())
-            tags_file.write(np.asarray(row.tags, "<i4").tobytes())
-            names.write(row.name.replace("\n", " ") + "\n")
-            start, part = start + len(row.ids), part + len(row.parts)
-            pairs = pairs or row.branches != (0, 0)
-        index_file.write(ENTRY.pack(start, part, math.nan, 0, 0, 0))
-    head = {"dtype": dtype.name, "tokens": start, "pairs": pairs}
+    tokens, parts, pairs = 0, 0, False
+    with ExitStack() as opened:
+        files = {name: opened.enter_context((folder / name).open("wb")) for name in FILES}
+        for group in _groups(rows):
+            flags = [np.asarray(row.flags, np.uint8) for row in group]
+            index = _index(group, flags, tokens, parts)
+            ids = np.concatenate([np.asarray(row.ids, np.int64) for row in group])
+            if len(odd := ids[ids >> 8 * dtype.itemsize != 0]):
+                raise OverflowError(f"token {odd[0]} in a vocabulary of {vocab}")
+            files["ids.bin"].write(ids.astype(dtype).tobytes())
+            files["flags.bin"].write(np.concatenate(flags).tobytes())
+            files["index.bin"].write(index.tobytes())
+            files["parts.bin"].write(np.concatenate([row.parts for row in group]).astype("<i4").tobytes())
+            files["tags.bin"].write(np.concatenate([row.tags for row in group]).astype("<i4").tobytes())
+            files["names.txt"].write("".join(row.name.replace("\n", " ") + "\n" for row in group).encode())
+            tokens, parts = tokens + len(ids), parts + sum(len(row.parts) for row in group)
+            pairs = pairs or bool(index["branches"].any())
+        end = np.zeros(1, INDEX)
+        end["start"], end["part"], end["label"] = tokens, parts, math.nan
+        files["index.bin"].write(end.tobytes())
+    head = {"dtype": dtype.name, "tokens": tokens, "pairs": pairs}
     temporary = folder / "rows.json.tmp"
     temporary.write_text(json.dumps(head))
     temporary.replace(folder / "rows.json")
     return Rows(folder)
+
+
+def _groups(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    """Of about `AT_ONCE` tokens."""
+    group: list[Row] = []
+    tokens = 0
+    for row in rows:
+        group.append(row)
+        tokens += len(row.ids) + 1
+        if tokens > AT_ONCE:
+            yield group
+            group, tokens = [], 0
+    if group:
+        yield group
+
+
+def _index(group: Sequence[Row], flags: Sequence[np.ndarray], token: int, part: int) -> np.ndarray:
+    """What is stored of each row, the first of which begins at this token and this part."""
+    index = np.zeros(len(group), INDEX)
+    lengths_R = np.array([len(row.ids) for row in group])
+    index["start"] = token + np.cumsum(lengths_R) - lengths_R
+    parts_R = np.array([len(row.parts) for row in group])
+    index["part"] = part + np.cumsum(parts_R) - parts_R
+    index["label"] = [row.label for row in group]
+    index["branches"] = [row.branches for row in group]
+    index["targets"] = [sum(len(at) for at, _ in _targets(own, row.branches)) for own, row in zip(flags, group, strict=True)]
+    return index
 
 
 def _targets(flags: np.ndarray, branches: Sequence[int]) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -165,8 +190,8 @@ def _targets(flags: np.ndarray, branches: Sequence[int]) -> list[tuple[np.ndarra
     """
     first_n, second_n = int(branches[0]), int(branches[1])
     if not first_n:
-        at = np.flatnonzero(flags[1:] & FIRST) + 1
-        return [(at, at - 1)]
+        before = (flags[1:] & FIRST).nonzero()[0]
+        return [(before + 1, before)]
     shared = len(flags) - first_n - second_n
     found = []
     for bit, begin, end in ((FIRST, shared, shared + first_n), (SECOND, shared + first_n, len(flags))):

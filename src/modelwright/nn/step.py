@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
+from functools import partial, reduce
 from typing import NamedTuple
 
 import torch
 
 from modelwright.nn import trouble
+from modelwright.nn.experts import Counted
 from modelwright.nn.measure import LossFn, step_loss
 from modelwright.nn.model import Trunk
 from modelwright.nn.parallel import Spread
@@ -37,6 +38,8 @@ class Step(NamedTuple):
     bad: BadStep | None
     """The first micro-batch whose loss was no number."""
     grad_norm: float = math.nan
+    counted: Counted | None = None
+    """What the routers of a mixture of experts did."""
 
 
 def backward(
@@ -55,6 +58,8 @@ def backward(
 ) -> Step:
     """The step on these rows; gradients, times `factor`, are added to the weights' own, on every process those of its
     micro-batches. Forward passes are made inside `keeping()`; `ready` is told a loss's weight before its backward pass."""
+    choices = spread.trunk.choices
+    choices.begin(int(rows.targets_R[chosen].sum()), int(rows.lengths_R[chosen].sum()))
     groups = spread.mine(micro_batches(rows, chosen, micro_tokens, spread.replicas))
     loss_sum, weight_sum, tokens, targets = 0.0, 0.0, 0, 0
     metrics: dict[str, float] = {}
@@ -81,21 +86,27 @@ def backward(
         for name, metric in sums.items():
             metrics[name] = metrics.get(name, 0.0) + float(metric)
     own_rows = [row for group in groups for row in group]
-    return _together(spread.exchange(Step(loss_sum, weight_sum, metrics, tokens, targets, own_rows, bad)))
+    return _together(
+        spread.exchange(Step(loss_sum, weight_sum, metrics, tokens, targets, own_rows, bad, counted=choices.counted))
+    )
 
 
 def _together(parts: Sequence[Step]) -> Step:
     weight = sum(part.weight for part in parts)
     scale = 1 / max(weight, 1e-30)
     names = {name: None for part in parts for name in part.metrics}
+    said = [part.counted for part in parts if part.counted is not None]
+    counted = reduce(Counted.plus, said) if said else None
+    metrics = {name: sum(part.metrics.get(name, 0.0) for part in parts) * scale for name in names}
     return Step(
         sum(part.loss for part in parts) * scale,
         weight,
-        {name: sum(part.metrics.get(name, 0.0) for part in parts) * scale for name in names},
+        metrics if counted is None else {**metrics, **counted.metrics()},
         sum(part.tokens for part in parts),
         sum(part.targets for part in parts),
         [row for part in parts for row in part.rows],
         next((part.bad for part in parts if part.bad is not None), None),
+        counted=counted,
     )
 
 

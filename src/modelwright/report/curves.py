@@ -70,6 +70,8 @@ def read(folder: Path) -> Curves:
         _panel("Loss", "nats per token" if not margin else "", told.points("loss"), "last", told.validation()),
         _panel("Reward margin", "", margin, "last", level=0.0),
         _panel("Pairs ranked right", "share", _first(told, ("accuracy", "reward_accuracy")), "last", level=0.5),
+        _panel("Busiest expert", "times an even share of tokens", told.points("expert_most"), "last", level=1.0),
+        _panel("Experts without tokens", "%", _times(told.points("experts_idle"), 100), "last", from_zero=True),
         _panel("Learning rate", "", told.points("lr"), "peak", from_zero=True),
         _panel("Gradient norm", "", told.points("grad_norm"), "last", log=True),
         _panel("Speed", "tokens/s", told.speed(), "mean", from_zero=True, show=count_text),

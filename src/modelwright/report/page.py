@@ -159,6 +159,8 @@ def _training(stage: StageView, index: int) -> Training:
         [
             ("weights trained", count(trainable) + part if trainable is not None else ""),
             ("steps", exact(number(tree, "steps"))),
+            ("steps left out as bad", _some(tree, "steps_skipped")),
+            ("steps left out, gradients beyond float16", _some(tree, "steps_overflowed")),
             ("tokens seen", count(number(tree, "tokens"))),
             ("tokens in the loss", count(number(tree, "target_tokens"))),
             ("tokens from", _shares(tree)),
@@ -189,6 +191,12 @@ def _shares(tree: dict[str, Any]) -> str:
         asked = "" if planned is None or percent(planned, 0) == real else f" (planned {percent(planned, 0)})"
         found.append(f"{text(source, 'ref')} {real}{asked}")
     return ", ".join(found)
+
+
+def _some(tree: dict[str, Any], key: str) -> str:
+    """The number, where there is any."""
+    found = number(tree, key)
+    return exact(found) if found else ""
 
 
 def _of(part: float | None, whole: float | None) -> str:

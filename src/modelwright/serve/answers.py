@@ -70,14 +70,19 @@ def logprobs(job: Job, engine: Engine, deltas: list[Delta], offset: int) -> dict
     return {"tokens": texts, "token_logprobs": [value for _, value in pairs], "top_logprobs": None, "text_offset": offsets}
 
 
+def text(job: Job, deltas: list[Delta]) -> str:
+    """What the answer says."""
+    return "".join(delta.text for delta in (without_lead(deltas) if job.chat else deltas))
+
+
 def whole(job: Job, engine: Engine, deltas: list[Delta]) -> dict[str, Any]:
     """The answer in one piece."""
-    text = "".join(delta.text for delta in (without_lead(deltas) if job.chat else deltas))
+    said = text(job, deltas)
     choice: dict[str, Any] = {"index": 0, "finish_reason": finish(deltas), "logprobs": logprobs(job, engine, deltas, 0)}
     if job.chat:
-        choice["message"] = {"role": "assistant", "content": text, "refusal": None}
+        choice["message"] = {"role": "assistant", "content": said, "refusal": None}
     else:
-        choice["text"] = text
+        choice["text"] = said
     return _base(job, False) | {"choices": [choice], "usage": usage(job, sum(len(delta.tokens) for delta in deltas))}
 
 
@@ -100,11 +105,11 @@ def chunk(job: Job, engine: Engine, delta: Delta | None, *, offset: int = 0, fir
     end = finish([delta]) if delta and delta.finish else None
     choice: dict[str, Any] = {"index": 0, "finish_reason": end,
                               "logprobs": logprobs(job, engine, [delta], offset) if delta and delta.tokens else None}  # fmt: skip
-    text = delta.text if delta else ""
+    piece = delta.text if delta else ""
     if job.chat:
-        choice["delta"] = {"role": "assistant", "content": ""} if first else {"content": text} if text or not end else {}
+        choice["delta"] = {"role": "assistant", "content": ""} if first else {"content": piece} if piece or not end else {}
     else:
-        choice["text"] = text
+        choice["text"] = piece
     return event(_base(job, True) | {"choices": [choice]} | ({"usage": None} if job.usage else {}))
 
 

@@ -10,6 +10,7 @@ import logging
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from importlib.resources import files
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ from modelwright.methods import engines
 from modelwright.methods.engines import Engine, Sampling
 from modelwright.serve.answers import Job, new_id
 from modelwright.serve.errors import ApiError, json_response
+from modelwright.serve.feedback import Feedback, Rating
 from modelwright.serve.guard import Guard, Rules
 from modelwright.serve.queue import Queue
 from modelwright.serve.reply import Reply
@@ -48,8 +50,15 @@ class Settings(NamedTuple):
     """Requests that wait for a slot; one more gets 429."""
 
 
-def create_app(engine: Engine, name: str, settings: Settings | None = None, rules: Rules | None = None) -> FastAPI:
-    """The application for one open engine, known to clients as `name`. The caller closes the engine."""
+def create_app(
+    engine: Engine,
+    name: str,
+    settings: Settings | None = None,
+    rules: Rules | None = None,
+    feedback: Feedback | None = None,
+) -> FastAPI:
+    """The application for one open engine, known to clients as `name`, and where ratings go, if anywhere. The caller closes
+    both."""
     settings = settings or Settings()
     queue = Queue(engine, settings.parallel, settings.waiting)
 
@@ -67,7 +76,8 @@ def create_app(engine: Engine, name: str, settings: Settings | None = None, rule
     _errors(app)
     _pages(app)
     _health(app, queue)
-    _models(app, engine, name, settings)
+    _models(app, engine, name, settings, feedback)
+    _ratings(app, feedback)
     asker = _Asker(engine, name, settings)
 
     @app.post("/v1/chat/completions")
@@ -77,14 +87,16 @@ def create_app(engine: Engine, name: str, settings: Settings | None = None, rule
             raise ApiError(400, f"{name} has no chat template; use /v1/completions", param="messages", code="no_chat_template")
         queue.check()
         tokens = await run_sync(engine.render, [message.plain() for message in body.messages])
-        return Reply(queue, asker.job(body, tokens, chat=True))
+        job = asker.job(body, tokens, chat=True)
+        return Reply(queue, job, partial(feedback.remember, job.id, body) if feedback else None)
 
     @app.post("/v1/completions")
     async def completions(body: CompletionRequest) -> Response:
         asker.check(body.model)
         queue.check()
         tokens = await run_sync(engine.encode, body.prompt)
-        return Reply(queue, asker.job(body, tokens, chat=False))
+        job = asker.job(body, tokens, chat=False)
+        return Reply(queue, job, partial(feedback.remember, job.id, body) if feedback else None)
 
     return app
 
@@ -135,10 +147,20 @@ class _Asker(NamedTuple):
         )
 
 
-def _models(app: FastAPI, engine: Engine, name: str, settings: Settings) -> None:
+def _ratings(app: FastAPI, feedback: Feedback | None) -> None:
+    @app.post("/v1/feedback")
+    async def rate(body: Rating) -> Response:
+        if feedback is None:
+            raise ApiError(404, "ratings are not kept: start the server with --feedback FILE", code="feedback_off")
+        row = await run_sync(feedback.rate, body)
+        return json_response({"object": "feedback", **{key: row[key] for key in ("id", "rating", "time")}})
+
+
+def _models(app: FastAPI, engine: Engine, name: str, settings: Settings, feedback: Feedback | None) -> None:
     _, created = new_id(True)
     model = {"id": name, "object": "model", "created": created, "owned_by": "modelwright", "context": engine.context,
-             "capabilities": sorted(engine.capabilities), "temperature": settings.temperature}  # fmt: skip
+             "capabilities": sorted(engine.capabilities), "temperature": settings.temperature,
+             "feedback": feedback.path.name if feedback else None}  # fmt: skip
 
     @app.get("/v1/models")
     async def models() -> Response:

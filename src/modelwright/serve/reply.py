@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import anyio
 from starlette.responses import Response
@@ -22,9 +22,12 @@ log = logging.getLogger("modelwright.serve")
 class Reply(Response):
     """An HTTP response that is made while it is sent. A client that hangs up, waiting or served, gives its place back."""
 
-    def __init__(self, queue: Queue, job: Job) -> None:
+    def __init__(self, queue: Queue, job: Job, told: Callable[[str, str], None] | None = None) -> None:
+        """`told` gets the answer's text, as far as the client got it, and how it ended."""
         super().__init__()
-        self._queue, self._job = queue, job
+        self._queue, self._job, self._told = queue, job, told
+        self._sent: list[str] = []
+        self._finish = ""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with anyio.create_task_group() as group:
@@ -53,6 +56,8 @@ class Reply(Response):
                 if not self._job.stream:
                     deltas += [delta async for delta in pieces]
                     response = json_response(answers.whole(self._job, self._queue.engine, deltas))
+                    self._sent = [answers.text(self._job, deltas)]
+                    self._finish = answers.finish(deltas)
             except Exception as error:  # any fault of an engine becomes a body that the client can read
                 await self._fault(error).response()(scope, receive, send)
                 return
@@ -62,6 +67,8 @@ class Reply(Response):
                 await response(scope, receive, send)
         finally:
             answer.cancel()
+            if self._told is not None and (self._sent or self._finish):
+                self._told("".join(self._sent), self._finish or "cancelled")
 
     async def _stream(self, first: Delta, rest: AsyncIterator[Delta], send: Send) -> None:
         headers = [
@@ -89,7 +96,9 @@ class Reply(Response):
             yield answers.chunk(job, engine, shown, offset=offset)
             tokens += len(delta.tokens)
             offset += len(delta.text)
+            self._sent.append(shown.text)
             if delta.finish:
+                self._finish = delta.finish
                 break
             delta = await anext(rest)
         if job.usage:

@@ -19,6 +19,7 @@ import uvicorn
 from modelwright.core.errors import UserError
 from modelwright.methods.engines import Engine
 from modelwright.serve.app import Settings, create_app
+from modelwright.serve.feedback import Feedback
 from modelwright.serve.guard import LOOPBACK, Rules
 from modelwright.serve.queue import Queue
 
@@ -81,13 +82,13 @@ class Server(uvicorn.Server):
 
 def serve(engine: Engine, name: str, address: Address, *, settings: Settings | None = None, api_key: str | None = None,
           body_bytes: int = 1_000_000, drain_s: float = 30.0, log_requests: bool = False,
-          on_ready: Callable[[str], None] | None = None) -> bool:  # fmt: skip
+          on_ready: Callable[[str], None] | None = None, feedback: Feedback | None = None) -> bool:  # fmt: skip
     """Serve until a signal comes; `on_ready` gets the address once requests are answered. True: all answers were finished."""
     listener = bind(address, api_key)
     with listener:
         local = _is_loopback(listener.getsockname()[0])
         rules = Rules(api_key, LOOPBACK if local else None, body_bytes)
-        app = create_app(engine, name, settings, rules)
+        app = create_app(engine, name, settings, rules, feedback)
         queue: Queue = app.state.queue
         # uvicorn's own wait, for clients that read their answers slowly: they cannot hold the exit.
         config = uvicorn.Config(

@@ -23,7 +23,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from modelwright.core.series import Points, Series, number, spread, thinned
+from modelwright.core.series import UNUSED, Points, Series, number, spread, thinned
 from modelwright.core.store import MANIFEST, read_manifest
 from modelwright.serve.app import POLICY
 from modelwright.serve.errors import json_response
@@ -115,7 +115,7 @@ class _Told:
 def _sentence(event: dict[str, Any]) -> str:
     """What an event says to people; '' where it is a number of the charts."""
     name = event["event"]
-    if name in ("step", "validation", "load", "rates", "samples", "ledger"):
+    if name in ("step", "validation", "load", "rates", "samples", "ledger", "overflow"):
         return ""
     if name == "note":
         return str(event.get("text", ""))
@@ -221,6 +221,7 @@ def _now(series: Series) -> dict[str, Any]:
     found: dict[str, Any] = {
         name: number(last, name) for name in ("step", "steps", "loss", "lr", "grad_norm", "tokens", "seconds")
     }
+    found |= {name: count for name in UNUSED if (count := series.unused(name))}
     found["left_s"] = series.left_s()
     found["validation"] = validation[-1][1] if validation else None
     found["best_validation"] = min((value for _, value in validation), default=None)

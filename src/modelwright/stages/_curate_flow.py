@@ -1,173 +1,258 @@
 """Rows through steps, in chunks: those that judge each row by itself run anywhere, in any number of processes; the others see
-numbers of all rows and decide in one place. What comes out does not depend on how many processes there are.
+numbers of all rows and decide in one place. What comes out does not depend on how many processes there are, nor on whether a
+run was killed and went on from its journal.
 """
 
 from __future__ import annotations
 
-from array import array
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing
-from pathlib import Path
-from time import perf_counter
-from typing import Any, BinaryIO, NamedTuple, overload
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from time import monotonic, perf_counter
+from typing import Any, NamedTuple, Protocol
 
 from modelwright.core.events import Log
-from modelwright.core.record import Record, from_json
+from modelwright.core.record import Record
 from modelwright.core.stage import Run
 from modelwright.core.workers import Workers
-from modelwright.methods.steps import STEPS, Choice, Choosing, Drop, Maker, Numbers, Step, chosen
-from modelwright.stages._curate_ledger import Entry, Ledger, size
+from modelwright.methods.sources import Source
+from modelwright.methods.steps import Choice, Choosing, Cut, Drop, Numbers, Why, chosen
+from modelwright.stages._curate_journal import Journal, Journals
+from modelwright.stages._curate_known import set_of
+from modelwright.stages._curate_ledger import KEPT, Entry, Ledger
+from modelwright.stages._curate_rows import Columns, Held, Place, Rows
+from modelwright.stages._curate_shelf import Shelf
+from modelwright.stages._curate_work import Chunk, Counting, Done, Named, Stretch, Work, payload_of, work_of
 
 CHUNK_BYTES, CHUNK_ROWS = 1 << 21, 4096
 """A chunk ends with the row that fills one of these: a few hundredths of a second of work, and little memory."""
+WORK = f"{work_of.__module__}:{work_of.__name__}"
+SHOWN_S = 0.1
+"""Between two looks at how far it is."""
 HELD_BYTES = 256 << 20
 """Text of rows that wait in memory for a choice; more lies on the disk."""
 
 
-class Named(NamedTuple):
-    """A step, and what the ledger calls it."""
+class Pool(Protocol):
+    """Processes that make `work_of(payload)` and call it."""
 
-    name: str
-    step: Step
+    def map(self, items: Iterable[Any]) -> Iterator[Any]: ...
 
-
-class Done(NamedTuple):
-    """What a chunk became."""
-
-    rows: list[Record]
-    sizes: list[int]
-    accounts: list[Entry]
-    numbers: Numbers
-    events: list[tuple[str, dict[str, Any]]]
+    def close(self) -> None: ...
 
 
-class Work:
-    """Steps that judge rows by themselves, and the numbers that the choice after them asks for."""
+class Cluster(Protocol):
+    """Machines that give such processes."""
 
-    def __init__(self, steps: Sequence[Named], choosing: Choosing | None, run: Run) -> None:
-        self.events: list[tuple[str, dict[str, Any]]] = []
-        self.run = run._replace(log=Log(None, lambda event, fields: self.events.append((event, fields))))
-        self.steps, self.choosing = steps, choosing
-        self._judges: list[Maker] = []
-
-    def __call__(self, rows: list[Record]) -> Done:
-        if not self._judges:
-            self._judges = [named.step.ready(self.run) for named in self.steps]
-        sizes = list(map(size, rows))
-        accounts = []
-        for named, judge in zip(self.steps, self._judges, strict=True):
-            entry = Entry(named.name, named.step.judges)
-            rows, sizes = _judged(entry, judge, rows, sizes)
-            accounts.append(entry)
-        start = perf_counter()
-        numbers = self.choosing.numbers(rows, self.run) if self.choosing is not None and rows else {}
-        chosen = [Entry("", seconds=perf_counter() - start)] if self.choosing is not None else []
-        events, self.events[:] = list(self.events), []
-        return Done(rows, sizes, accounts + chosen, numbers, events)
+    def pool(self, target: str, payload: Any, count: int | None) -> Pool: ...
 
 
-def _judged(entry: Entry, judge: Maker, rows: list[Record], sizes: list[int]) -> tuple[list[Record], list[int]]:
-    start = perf_counter()
-    known = dict(zip(map(id, rows), sizes, strict=True))
-    entry.take(rows, sum(sizes))
-    kept: list[Record] = []
-    for result in judge(iter(rows)):
-        if (record := entry.judged(result)) is not None:
-            kept.append(record)
-    left = [known[id(record)] if id(record) in known else size(record) for record in kept]
-    entry.rows_out, entry.bytes_out = len(kept), sum(left)
-    entry.seconds += perf_counter() - start
-    return kept, left
+class _Here:
+    """No other process."""
 
+    def __init__(self, work: Work) -> None:
+        self._work = work
 
-# --- in other processes -----------------------------------------------------------------------------------
+    def map(self, items: Iterable[Any]) -> Iterator[Any]:
+        return map(self._work, items)
 
-
-def work_of(payload: dict[str, Any]) -> Work:
-    """For a worker process: the same `Work` from plain values."""
-    built: list[Any] = [STEPS.build(tree) for _, tree in payload["steps"]]
-    steps = [Named(name, step) for (name, _), step in zip(payload["steps"], built, strict=True)]
-    choosing: Any = STEPS.build(payload["choosing"]) if payload["choosing"] else None
-    return Work(steps, choosing, Run(log=Log(None), **payload["run"]))
-
-
-def _payload(work: Work) -> dict[str, Any]:
-    run = {name: getattr(work.run, name) for name in ("out", "inputs", "seed")}
-    return {
-        "steps": [(named.name, named.step.model_dump(mode="json")) for named in work.steps],
-        "choosing": work.choosing.model_dump(mode="json") if work.choosing is not None else None,
-        "run": run,
-    }
-
-
-def _worked(work: Work, chunks: Iterator[list[Record]], workers: int) -> Iterator[Done]:
-    if workers == 1:
-        yield from map(work, chunks)
-        return
-    with closing(Workers(f"{__name__}:work_of", _payload(work), workers)) as pool:
-        yield from pool.map(chunks)
+    def close(self) -> None:
+        return None
 
 
 # --- the flow -------------------------------------------------------------------------------------------------
 
 
-def flow(rows: Iterator[Record], steps: Sequence[Named], run: Run, ledger: Ledger, workers: int = 1) -> Iterator[Record]:
-    """Rows that pass all steps."""
-    part: list[Named] = []
-    for named in steps:
-        ledger.entry(named.name, named.step.judges)
-        if isinstance(named.step, Choosing):
-            rows = _through(rows, part, named, run, ledger, workers)
-            part = []
-        else:
-            part.append(named)
-    return _through(rows, part, None, run, ledger, workers) if part else rows
+class How(NamedTuple):
+    """Where the work is done and what it may take; what comes out does not depend on it."""
+
+    workers: int | None = 1
+    """None: as many as a cluster has room for."""
+    cluster: Cluster | None = None
+    held_bytes: int = HELD_BYTES
+    journals: Journals | None = None
 
 
-def _through(
-    rows: Iterator[Record], part: list[Named], last: Named | None, run: Run, ledger: Ledger, workers: int
-) -> Iterator[Record]:
-    """Steps that judge rows by themselves, and the choice after them."""
-    choosing = last.step if last is not None else None
-    assert choosing is None or isinstance(choosing, Choosing)
-    names = [named.name for named in (*part, *([last] if last is not None else []))]
-    choose = choosing.chooser(run) if choosing is not None else None
-    held = Held(run.out / f"waiting-{names[-1]}".replace(" ", "-"))
-    numbers: list[Numbers] = []
-    try:
-        for done in _worked(Work(part, choosing, run), chunked(rows), workers):
+class Flow:
+    """The chunks of some sources through steps, to rows, or to rows that wait for a split."""
+
+    def __init__(
+        self, steps: Sequence[Named], last: Counting | None, sources: Sequence[Source], run: Run, ledger: Ledger
+    ) -> None:
+        self._run, self._ledger = run, ledger
+        self._stretches: list[Stretch] = []
+        part: list[Named] = []
+        for named in steps:
+            ledger.entry(named.name, named.step.judges)
+            if isinstance(named.step, Choosing):
+                self._stretches.append(Stretch(tuple(part), named.step, named.name))
+                part = []
+            else:
+                part.append(named)
+        if last is not None:
+            ledger.entry("split")
+        if part or last is not None or not self._stretches:
+            self._stretches.append(Stretch(tuple(part), last, "split"))
+        ledger.hiding = [named.step.shown for named in steps]
+        self._shelf = Shelf(run.columns, {name: set_ for name, step in steps if (set_ := set_of(step, run)) is not None}, run.log)
+        self._work = Work(self._stretches, sources, run, self._shelf.stored)
+
+    def rows(self, chunks: Iterator[Chunk], counts: Log, how: How) -> Iterator[Rows]:
+        """Of rows that pass all steps, in order. `counts` hears what workers cannot read."""
+        with closing(self._shelf), closing(self._pool(how)) as pool:
+            stage = _Stage(pool, self._run, self._ledger, self._shelf, counts, how)
+            for number, stretch in enumerate(self._stretches):
+                chunks = stage.through(number, stretch, chunks)
+            yield from (rows for rows in chunks if isinstance(rows, Rows))
+
+    @contextmanager
+    def held(self, chunks: Iterator[Chunk], counts: Log, how: How) -> Iterator[tuple[Held, Numbers]]:
+        """The same rows, all of them, and the numbers that `last` asks for."""
+        with closing(self._shelf), closing(self._pool(how)) as pool:
+            stage = _Stage(pool, self._run, self._ledger, self._shelf, counts, how)
+            *before, last = enumerate(self._stretches)
+            for number, stretch in before:
+                chunks = stage.through(number, stretch, chunks)
+            with stage.gathered(*last, chunks) as found:
+                pool.close()
+                yield found
+
+    def _pool(self, how: How) -> Pool:
+        payload = payload_of(self._work, self._shelf.stored)
+        if how.cluster is not None:
+            return how.cluster.pool(WORK, payload, how.workers)
+        workers = how.workers or 1
+        return _Here(self._work) if workers == 1 else Workers(WORK, payload, workers)
+
+
+class _Stage:
+    def __init__(self, pool: Pool, run: Run, ledger: Ledger, shelf: Shelf, counts: Log, how: How) -> None:
+        self._pool, self._run, self._ledger, self._shelf = pool, run, ledger, shelf
+        self._counts, self._how = counts, how
+
+    def through(self, number: int, stretch: Stretch, chunks: Iterator[Chunk]) -> Iterator[Rows]:
+        choosing = stretch.counting
+        assert choosing is None or isinstance(choosing, Choosing)
+        if choosing is None:
+            for done, _ in self._results(number, stretch, chunks):
+                if len(done.rows):
+                    yield done.rows
+            return
+        choose = choosing.chooser(self._run)
+        entry = self._ledger.of(stretch.name)
+        if choosing.waits():
+            with self.gathered(number, stretch, chunks) as (held, numbers):
+                gone = self._choice(choosing, choose, numbers, held, entry)
+                numbers.clear()  # rows may wait again behind this
+                for first, rows in held.chunks():
+                    yield _applied(gone, first, rows, entry, self._ledger)
+            return
+        for done, _ in self._results(number, stretch, chunks):
+            if len(done.rows):
+                yield _applied(self._choice(choosing, choose, done.numbers, done.rows, entry), 0, done.rows, entry, self._ledger)
+
+    def _choice(
+        self, choosing: Choosing, choose: Choice, numbers: Numbers, rows: Sequence[Record], entry: Entry
+    ) -> Mapping[int, Why | Cut]:
+        start = perf_counter()
+        gone = choose(numbers, rows) if len(rows) else {}
+        if len(rows) and (bounds := choosing.bounds(numbers)):
+            entry.seen.see(choosing, bounds, bytes(isinstance(gone.get(row), Why) for row in range(len(rows))))
+        entry.seconds += perf_counter() - start
+        return gone
+
+    @contextmanager
+    def gathered(self, number: int, stretch: Stretch, chunks: Iterator[Chunk]) -> Iterator[tuple[Held, Numbers]]:
+        """All rows, where they wait, and their numbers."""
+        held, columns = Held(self._run.out / f"waiting-{number}", self._how.held_bytes), Columns()
+        try:
+            for done, place in self._results(number, stretch, chunks):
+                if len(done.rows):
+                    held.add(done.rows, place)
+                    columns.add(done.numbers)
+            yield held, columns.numbers()
+        finally:
+            held.close()
+
+    def _results(self, number: int, stretch: Stretch, chunks: Iterator[Chunk]) -> Iterator[tuple[Done, Place | None]]:
+        """What became of each chunk, in order, accounted for; where its lines are, if they are in the journal."""
+        journal = self._how.journals.open(number) if self._how.journals is not None else None
+        if journal:
+            self._run.log.note(f"a run that was ended has left {len(journal)} chunks, which are not worked through again")
+        names = [named.name for named in stretch.steps] + ([stretch.name] if stretch.counting is not None else [])
+        rows, shown_s = 0, 0.0
+        for done, place in _remembered(self._pool, journal, number, chunks):
+            rows += len(done.rows)
+            if journal is not None and (now_s := monotonic()) - shown_s > SHOWN_S:
+                shown_s = now_s
+                self._run.log.progress(rows, None, "rows", "curate")
+            if done.read is not None:
+                self._ledger.add("read", done.read.entry)
+                for event, fields in done.read.events:
+                    self._counts.event(event, **fields)
             for event, fields in done.events:
-                run.log.event(event, **fields)
+                self._run.log.event(event, **fields)
             for name, account in zip(names, done.accounts, strict=True):
-                ledger.add(name, account)
-            if choosing is None or choose is None:
-                yield from done.rows
-            elif done.rows and choosing.waits():
-                held.extend(done.rows, done.sizes)
-                numbers.append(done.numbers)
-            elif done.rows:
-                yield from _chosen(choose, ledger.of(names[-1]), done.numbers, done.rows, done.sizes, ledger)
-        if choose is not None and numbers:
-            yield from _chosen(choose, ledger.of(names[-1]), joined(numbers), held, held.sizes, ledger)
-    finally:
-        held.close()
+                self._ledger.add(name, account)
+            self._shelf.take(done.fresh)
+            yield done, place
+        if journal is not None:
+            self._run.log.progress(rows, rows, "rows", "curate")
 
 
-def _chosen(
-    choose: Choice, entry: Entry, numbers: Numbers, rows: Sequence[Record], sizes: Sequence[int], ledger: Ledger
-) -> Iterator[Record]:
-    start = perf_counter()
-    gone = choose(numbers, rows)
-    entry.seconds += perf_counter() - start
-    for index, record in enumerate(rows):
-        entry.take([record], sizes[index])
-        became = chosen(gone.get(index), record)
-        if isinstance(became, Drop):
-            ledger.drop(entry, became)
-        elif (kept := entry.judged(became)) is not None:
-            entry.rows_out += 1
-            entry.bytes_out += sizes[index] if kept is record else size(kept)
-            yield kept
+def _remembered(pool: Pool, journal: Journal | None, number: int, chunks: Iterator[Chunk]) -> Iterator[tuple[Done, Place | None]]:
+    """Results from the journal, or worked out and written there."""
+    if journal is None:
+        yield from ((done, None) for done in pool.map((number, chunk) for chunk in chunks))
+        return
+    under_way: deque[int] = deque()
+
+    def unknown() -> Iterator[tuple[int, Chunk]]:
+        for at, chunk in enumerate(chunks):
+            under_way.append(at)
+            if at not in journal:
+                yield number, chunk
+
+    def known() -> Iterator[tuple[Done, Place | None]]:
+        while under_way and under_way[0] in journal:
+            (done, ends, sizes, chars), lines, place = journal.result(under_way.popleft())
+            yield done._replace(rows=Rows.read(lines, ends, sizes, chars)), place
+
+    for done in pool.map(unknown()):
+        yield from known()
+        at, place = under_way.popleft(), None
+        if journal.is_due():
+            rows = done.rows
+            lines = rows.lines()
+            place = journal.write(at, (done._replace(rows=None, fresh={}), rows.ends, rows.sizes, rows.chars), lines)
+        yield done, place
+    yield from known()
+
+
+def _applied(gone: Mapping[int, Why | Cut], first: int, rows: Rows, entry: Entry, ledger: Ledger) -> Rows:
+    """What a choice leaves of rows from number `first` on."""
+    entry.rows_in += len(rows)
+    entry.bytes_in += sum(rows.sizes)
+    became: dict[int, Record | None] = {}
+    for index in range(len(rows)):
+        if (found := gone.get(first + index)) is None:
+            continue
+        if isinstance(found, Why) and entry.reasons[found.reason] >= KEPT:  # counted, and not looked at
+            entry.reasons[found.reason] += 1
+            became[index] = None
+            continue
+        result = chosen(found, rows[index])
+        if isinstance(result, Drop):
+            ledger.drop(entry, result)
+            became[index] = None
+        else:
+            became[index] = entry.judged(result)
+    kept = rows.changed(became)
+    if entry.seen.of:
+        entry.keep(kept)
+    entry.rows_out += len(kept)
+    entry.bytes_out += sum(kept.sizes)
+    return kept
 
 
 def chunked(rows: Iterable[Record]) -> Iterator[list[Record]]:
@@ -182,63 +267,3 @@ def chunked(rows: Iterable[Record]) -> Iterator[list[Record]]:
             chunk, chars = [], 0
     if chunk:
         yield chunk
-
-
-def joined(numbers: Sequence[Numbers]) -> Numbers:
-    import numpy as np
-
-    return {name: np.concatenate([found[name] for found in numbers]) for name in numbers[0]}
-
-
-class Held(Sequence[Record]):
-    """Rows that wait: in memory, and in a file from `HELD_BYTES` on."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._rows: list[Record] = []
-        self._file: BinaryIO | None = None
-        self._begins = array("q", [0])
-        self.sizes = array("q")
-        self._bytes = 0
-
-    def extend(self, rows: Sequence[Record], sizes: Sequence[int]) -> None:
-        self.sizes.extend(sizes)
-        self._bytes += sum(sizes)
-        self._rows += rows
-        if self._file is None and self._bytes > HELD_BYTES:
-            self._file = self._path.open("w+b")
-        if self._file is not None:
-            for record in self._rows:
-                line = record.to_json() + b"\n"
-                self._file.write(line)
-                self._begins.append(self._begins[-1] + len(line))
-            self._rows = []
-
-    def __len__(self) -> int:
-        return len(self.sizes)
-
-    @overload
-    def __getitem__(self, index: int) -> Record: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Record]: ...
-    def __getitem__(self, index: int | slice) -> Record | list[Record]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        if self._file is None:
-            return self._rows[index]
-        self._file.seek(self._begins[index])
-        return from_json(self._file.read(self._begins[index + 1] - self._begins[index]))
-
-    def __iter__(self) -> Iterator[Record]:
-        if self._file is None:
-            yield from self._rows
-            return
-        self._file.flush()
-        with self._path.open("rb") as lines:  # a place of its own: others look at single rows meanwhile
-            yield from map(from_json, lines)
-
-    def close(self) -> None:
-        self._rows = []
-        if self._file is not None:
-            self._file.close()
-            self._path.unlink()

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import time
+import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from heapq import nsmallest
 from pathlib import Path
 from typing import Any
 
 from modelwright.core.events import Log
 from modelwright.core.record import Record
 from modelwright.methods.steps import Cut, Drop, Lost, Made, content
+from modelwright.stages._curate_seen import Seen
 
 SAMPLES = 3
-"""Dropped rows that the manifest shows for each reason."""
+"""Dropped rows that the manifest shows for each reason, and kept ones for each step."""
 SAMPLE_CHARS = 300
 KEPT = 20
 """Dropped rows that `dropped.jsonl` keeps whole for each step and reason."""
@@ -41,6 +44,9 @@ class Entry:
     samples: list[dict[str, Any]] = field(default_factory=list)
     drops: list[Drop] = field(default_factory=list)
     """The first ones of each reason."""
+    kept: list[tuple[int, str, str]] = field(default_factory=list)
+    """Some rows that went on: a number drawn from the id, the id and the begin of the text; the least of all numbers stay."""
+    seen: Seen = field(default_factory=Seen)
 
     def take(self, rows: Sequence[Record], bytes_in: int) -> None:
         self.rows_in += len(rows)
@@ -62,6 +68,13 @@ class Entry:
             return result.record
         return result
 
+    def keep(self, rows: Sequence[Record]) -> None:
+        """Some of the rows that went on become samples: the same ones, however rows are divided."""
+        if self.judges:
+            drawn = [zlib.crc32(record.id.encode("utf-8", "surrogatepass")) for record in rows]
+            best = nsmallest(SAMPLES, range(len(rows)), key=lambda i: (drawn[i], rows[i].id))
+            self.kept = sorted([*self.kept, *((drawn[i], rows[i].id, content(rows[i])) for i in best)])[:SAMPLES]
+
     def stats(self) -> dict[str, Any]:
         return {
             "step": self.step,
@@ -75,6 +88,7 @@ class Entry:
             "cuts": {reason: dict(cut) for reason, cut in self.cuts.items()},
             "left_out": dict(sorted(self.left_out.items())),
             "samples": self.samples,
+            "kept": [{"id": id_, "text": text} for _, id_, text in self.kept] if self.reasons or self.cuts else [],
         }
 
 
@@ -91,6 +105,18 @@ class Ledger:
         self.entries: list[Entry] = []
         self._dropped = dropped
         self._kept: Counter[tuple[str, str]] = Counter()
+        self.hiding: Sequence[Callable[[str], str]] = ()
+        """What samples must not show is taken from their text by these."""
+
+    def _shown(self, value: Any) -> Any:
+        """A JSON tree as samples may show it."""
+        if isinstance(value, str):
+            for hide in self.hiding:
+                value = hide(value)
+            return value
+        if isinstance(value, dict):
+            return {key: self._shown(inner) for key, inner in value.items()}
+        return [self._shown(inner) for inner in value] if isinstance(value, list) else value
 
     def read(self, rows: Iterable[Record], counts: Reading) -> Iterator[Record]:
         """Rows from the sources; what could not be read is the first entry's account."""
@@ -130,6 +156,8 @@ class Ledger:
         entry.reasons.update(part.reasons)
         for reason, cut in part.cuts.items():
             entry.cuts.setdefault(reason, Counter()).update(cut)
+        entry.seen.add(part.seen)
+        entry.kept = sorted([*entry.kept, *part.kept])[:SAMPLES]
         for drop in part.drops:
             self._keep(entry, drop)
 
@@ -142,22 +170,25 @@ class Ledger:
         """Keep a dropped row as a sample while there are few of its sort."""
         kept = self._kept[entry.step, drop.reason] = self._kept[entry.step, drop.reason] + 1
         if kept <= SAMPLES:
-            text = content(drop.record)[:SAMPLE_CHARS]
-            entry.samples.append({"id": drop.record.id, "reason": drop.reason, "detail": drop.detail, "text": text})
+            text = self._shown(content(drop.record))[:SAMPLE_CHARS]
+            detail = self._shown(drop.detail)
+            entry.samples.append({"id": self._shown(drop.record.id), "reason": drop.reason, "detail": detail, "text": text})
         if kept <= KEPT:
             entry.drops.append(drop)
 
     def close(self, log: Log) -> None:
         """Write the accounts as events, and the samples, step by step."""
         for entry in self.entries:
-            log.event("ledger", **{key: value for key, value in entry.stats().items() if key != "samples"})
+            entry.samples = self._shown(entry.samples)
+            entry.kept = [(drawn, id_, self._shown(text)[:SAMPLE_CHARS]) for drawn, id_, text in entry.kept]
+            log.event("ledger", **{key: value for key, value in entry.stats().items() if key not in ("samples", "kept")})
         if self._dropped is None:
             return
         with self._dropped.open("w", encoding="utf-8", newline="\n", errors="surrogatepass") as file:
             for entry in self.entries:
                 for drop in entry.drops:
                     row = json.loads(drop.record.to_json().decode("utf-8", "surrogatepass"))
-                    tree = {"step": entry.step, "reason": drop.reason, "detail": drop.detail, **row}
+                    tree = self._shown({"step": entry.step, "reason": drop.reason, "detail": drop.detail, **row})
                     file.write(json.dumps(tree, ensure_ascii=False) + "\n")
 
 

@@ -1,20 +1,35 @@
 """Parts of a curated set: rows that belong together stay together, so that nothing in one part is, or nearly is, in another."""
 
+# Shape suffixes: R rows, G groups, T different origins, N bands, S rows in another order.
+
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import Field, model_validator
 
 from modelwright.core.errors import UserError
+from modelwright.core.events import Log
 from modelwright.core.record import Record
 from modelwright.core.spec import Spec
-from modelwright.methods.steps import content, identity, near_clusters
+from modelwright.core.stage import Run
+from modelwright.methods.steps import Numbers, content, identity
+
+if TYPE_CHECKING:
+    from modelwright.text import Array
 
 SEED_OF_CHECK = 1
 """Hash functions of the second look for near-duplicates; others than the first, so both miss the same pair only by chance."""
+
+
+NGRAM, BANDS, BAND_ROWS = 5, 14, 8
+"""As near-duplicate removal: word 5-grams, FineWeb's 14 bands of 8 hashes (arXiv:2406.17557)."""
+HELD_SETS = 4096
+"""Origins whose shingles are remembered while pairs are compared."""
 
 
 class Split(Spec):
@@ -40,12 +55,51 @@ class Split(Spec):
             raise ValueError("`test` and `validation` leave nothing for `train`")
         return self
 
+    @property
+    def row_bytes(self) -> float:
+        """Of what `Kinship` keeps of a row, and of groups and leaks while they are looked for."""
+        return 150 + (2 * (8 * BANDS + 8) + 100 if self.near is not None else 0)
+
     def sizes(self) -> dict[str, float]:
         """Held-out parts and their sizes as declared."""
         return {name: size for name, size in (("validation", self.validation), ("test", self.test)) if size}
 
     def names(self) -> tuple[str, ...]:
         return ("train", *self.sizes())
+
+
+class Kinship(NamedTuple):
+    """What a split asks of each row, so that no row has to be in memory when it is drawn: some 56 bytes, and with `near` 112 for
+    each of the two looks at its origin."""
+
+    split: Split
+    seed: int
+
+    def numbers(self, rows: Sequence[Record], run: Run) -> Numbers:
+        import numpy as np
+
+        from modelwright.text import Texts, near
+
+        split = self.split
+        draws = b"".join(_digest(f"{self.seed}\x00{record.id}", 8) for record in rows)
+        origins = [_origin(record, split) for record in rows]
+        found: Numbers = {
+            "draw": np.frombuffer(draws, ">u8").astype(np.uint64),
+            "row": _digests(map(identity, rows)),
+            "origin": _digests(origins),
+        }
+        if split.group:
+            values = [record.meta.get(split.group) for record in rows]
+            found["grouped"] = np.array([value is not None for value in values])
+            found["group"] = _digests("" if value is None else f"={value}" for value in values)
+        if split.near is not None:
+            each: dict[str, int] = {}
+            which = [each.setdefault(text, len(each)) for text in origins]
+            texts = Texts.of(each)
+            for name, seed in (("near", 0), ("check", SEED_OF_CHECK)):
+                signatures = near.signatures(texts, NGRAM, BANDS, BAND_ROWS, seed)
+                found[f"{name}_bands"], found[f"{name}_shingles"] = signatures.band_DN[which], signatures.shingles_D[which]
+        return found
 
 
 class Assigned(NamedTuple):
@@ -56,106 +110,146 @@ class Assigned(NamedTuple):
     """Row -> what it would have leaked."""
 
 
-def assign(rows: Sequence[Record], split: Split, seed: int) -> Assigned:
-    """Whole groups go to the held-out parts in random order until those are full; the rest is `train`."""
-    group_of = _groups(rows, split)
-    members: dict[int, list[int]] = {}
-    for row, group in enumerate(group_of):
-        members.setdefault(group, []).append(row)
-    order = sorted(members, key=lambda group: (_draw(seed, rows[group].id), group))
-    part: list[str | None] = ["train"] * len(rows)
+def assign(rows: Sequence[Record], split: Split, seed: int, numbers: Numbers | None = None) -> Assigned:
+    """Whole groups go to the held-out parts in random order until those are full; the rest is `train`. `numbers`: as `Kinship`
+    gave them for the rows, which are then hardly looked at."""
+    import numpy as np
+
+    found = numbers if numbers is not None else Kinship(split, seed).numbers(rows, _ALONE)
+    group_R = _groups(rows, split, found)
+    first_G, group_R, size_G = np.unique(group_R, return_inverse=True, return_counts=True)
+    order_G = np.lexsort((first_G, found["draw"][first_G])).tolist()
+    names = ["train", *split.sizes()]
     space = {name: round(size * len(rows)) if size < 1 else round(size) for name, size in split.sizes().items()}
     filled = dict.fromkeys(space, 0)
-    for group in order:
-        size = len(members[group])
+    part_G = np.zeros(len(first_G), np.int8)
+    sizes = size_G.tolist()
+    for group in order_G:
+        size = sizes[group]
         name = next((name for name in space if filled[name] + size <= space[name]), None)
         if name is not None:
             filled[name] += size
-            for row in members[group]:
-                part[row] = name
+            part_G[group] = names.index(name)
     for name, count in filled.items():
         if not count:
-            largest = max(len(rows) for rows in members.values())
             raise UserError(
                 f"part {name!r} stays empty",
                 f"it may hold {space[name]} rows, but rows that belong together are not divided: "
-                f"{len(members)} groups, the largest has {largest} of {len(rows)} rows",
+                f"{len(sizes)} groups, the largest has {max(sizes)} of {len(rows)} rows",
                 f"give `{name}` more rows, group by a finer key, or raise `near`",
             )
-    leaks = find_leaks(rows, part, split)
+    part: list[str | None] = [names[number] for number in part_G[group_R].tolist()]
+    leaks = find_leaks(rows, part, split, found)
     for row in leaks:
         part[row] = None
     return Assigned(part, leaks)
 
 
-def _groups(rows: Sequence[Record], split: Split) -> list[int]:
+def _groups(rows: Sequence[Record], split: Split, found: Numbers) -> Array:
     """For each row the first row of its group: equal values of the key, equal or nearly equal texts, and chains of both."""
-    root = list(range(len(rows)))
+    import numpy as np
+
+    root = np.arange(len(rows))
 
     def find(x: int) -> int:
         while root[x] != x:
             root[x] = root[root[x]]
-            x = root[x]
+            x = int(root[x])
         return x
 
-    def join(a: int, b: int) -> None:
-        low, high = sorted((find(a), find(b)))
-        root[high] = low
+    def join(rows_R: Array, others_R: Array) -> None:
+        for a, b in zip(rows_R.tolist(), others_R.tolist(), strict=True):
+            low, high = sorted((find(a), find(b)))
+            root[high] = low
 
-    first: dict[tuple[str, str], int] = {}
-    for row, record in enumerate(rows):
-        for key in (("row", identity(record)), ("origin", _origin(record, split)), ("group", _group(record, split, row))):
-            join(row, first.setdefault(key, row))
+    for name in ("row", "origin", *(["group"] if split.group else [])):
+        first_R = _firsts(found[name])
+        joins_R = first_R != np.arange(len(rows))
+        if name == "group":
+            joins_R &= found["grouped"]
+        (late_R,) = np.nonzero(joins_R)
+        join(late_R, first_R[late_R])
     if split.near is not None:
-        texts, owner = _unique(rows, split)
-        for number, home in enumerate(near_clusters(texts, split.near)):
-            join(owner[number], owner[home])
-    return [find(row) for row in range(len(rows))]
+        owner_T, home_T = _near(rows, split, found, "near")
+        (late_T,) = np.nonzero(home_T != np.arange(len(home_T)))
+        join(owner_T[late_T], owner_T[home_T[late_T]])
+    return np.array([find(row) for row in range(len(rows))], np.int64)
 
 
-def _group(record: Record, split: Split, row: int) -> str:
-    value = record.meta.get(split.group) if split.group else None
-    return f"={value}" if value is not None else f"#{row}"
+def _near(rows: Sequence[Record], split: Split, found: Numbers, look: str) -> tuple[Array, Array]:
+    """The first row of each origin, and for each of them the number of the first one nearly like it."""
+    import numpy as np
+
+    from modelwright.text import Texts, near
+
+    assert split.near is not None
+    owner_T = np.unique(_firsts(found["origin"]))
+
+    @lru_cache(maxsize=HELD_SETS)
+    def set_of(text: int) -> Any:
+        return near.shingle_set(Texts.of([_origin(rows[int(owner_T[text])], split)]), 0, NGRAM)
+
+    bands_RN, shingles_R = found[f"{look}_bands"], found[f"{look}_shingles"]
+    all_differ = len(owner_T) == len(rows)  # then nothing need be copied
+    signatures = near.Signatures(*((bands_RN, shingles_R) if all_differ else (bands_RN[owner_T], shingles_R[owner_T])))
+    return owner_T, np.array(near.clusters(signatures, split.near, set_of)[0], np.int64)
+
+
+def find_leaks(
+    rows: Sequence[Record], part: Sequence[str | None], split: Split, numbers: Numbers | None = None
+) -> dict[int, str]:
+    """Rows of a less held-out part whose text is, or nearly is, in a more held-out one; looked for with other hash functions."""
+    import numpy as np
+
+    found = numbers if numbers is not None else Kinship(split, 0).numbers(rows, _ALONE)
+    rank = {name: index for index, name in enumerate(split.names())}
+    rank_R = np.array([-1 if name is None else rank[name] for name in part], np.int64)
+    home_R = _firsts(found["origin"])
+    if split.near is not None:
+        owner_T, home_T = _near(rows, split, found, "check")
+        home_R = owner_T[home_T][np.searchsorted(owner_T, home_R)]
+    leaks: dict[int, str] = {}
+    for key_R, word in ((home_R, "text" if split.near is None else "near-duplicate text"), (_firsts(found["row"]), "row")):
+        # of rows with one key the first of the highest rank
+        order_R = np.lexsort((np.arange(len(rows)), -rank_R, key_R))
+        key_S = key_R[order_R]
+        begins_S = np.flatnonzero(np.diff(key_S, prepend=-1))
+        highest_R = np.empty(len(rows), np.int64)
+        highest_R[order_R] = np.repeat(order_R[begins_S], np.diff(begins_S, append=len(rows)))
+        for row in np.flatnonzero((rank_R >= 0) & (rank_R[highest_R] > rank_R)).tolist():
+            other = int(highest_R[row])
+            leaks.setdefault(row, f"its {word} is in part {part[other]!r}: {rows[other].id}")
+    return leaks
+
+
+_ALONE = Run(Path(), {}, 0, Log(None))
+"""Kinship of rows depends on no run."""
 
 
 def _origin(record: Record, split: Split) -> str:
     return str(record.meta.get(split.origin) or content(record))
 
 
-def _unique(rows: Sequence[Record], split: Split) -> tuple[list[str], list[int]]:
-    """Each text once, and the first row that has it."""
-    owner: dict[str, int] = {}
-    for row, record in enumerate(rows):
-        owner.setdefault(_origin(record, split), row)
-    return list(owner), list(owner.values())
+def _digest(text: str, bytes_: int) -> bytes:
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=bytes_).digest()
 
 
-def find_leaks(rows: Sequence[Record], part: Sequence[str | None], split: Split) -> dict[int, str]:
-    """Rows of a less held-out part whose text is, or nearly is, in a more held-out one; looked for with other hash functions."""
-    rank = {name: index for index, name in enumerate(split.names())}
-    leaks: dict[int, str] = {}
-    home: dict[str, int] = {}
-    texts, _ = _unique(rows, split)
-    if split.near is not None:
-        clusters = near_clusters(texts, split.near, SEED_OF_CHECK)
-        home = {text: clusters[number] for number, text in enumerate(texts)}
-    else:
-        home = {text: number for number, text in enumerate(texts)}
-    for keys, word in (
-        ([home[_origin(record, split)] for record in rows], "text" if split.near is None else "near-duplicate text"),
-        ([identity(record) for record in rows], "row"),
-    ):
-        highest: dict[object, int] = {}
-        for row, key in enumerate(keys):
-            name = part[row]
-            if name is not None and (key not in highest or rank[name] > rank[str(part[highest[key]])]):
-                highest[key] = row
-        for row, key in enumerate(keys):
-            name = part[row]
-            if name is not None and key in highest and rank[str(part[highest[key]])] > rank[name]:
-                leaks.setdefault(row, f"its {word} is in part {part[highest[key]]!r}: {rows[highest[key]].id}")
-    return leaks
+def _digests(texts: Iterable[str]) -> Array:
+    """[R, 2] uint64: equal where texts are."""
+    import numpy as np
+
+    return np.frombuffer(b"".join(_digest(text, 16) for text in texts), np.uint64).reshape(-1, 2)
 
 
-def _draw(seed: int, name: str) -> bytes:
-    return hashlib.blake2b(f"{seed}\x00{name}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
+def _firsts(digest_R2: Array) -> Array:
+    """For each row the first one with an equal digest."""
+    import numpy as np
+
+    order_R = np.lexsort((np.arange(len(digest_R2)), digest_R2[:, 1], digest_R2[:, 0]))
+    sorted_R2 = digest_R2[order_R]
+    begins_R = np.ones(len(order_R), bool)
+    begins_R[1:] = (sorted_R2[1:] != sorted_R2[:-1]).any(axis=1)
+    begins_S = np.flatnonzero(begins_R)
+    first_R = np.empty(len(order_R), np.int64)
+    first_R[order_R] = np.repeat(order_R[begins_S], np.diff(begins_S, append=len(order_R)))
+    return first_R

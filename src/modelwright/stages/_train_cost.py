@@ -17,7 +17,9 @@ CHARS_PER_TOKEN = 3.5
 FILL_FRAC = 0.93
 """Share of `batch_tokens` that whole rows fill; rows are an eighth of a batch or less."""
 LOGITS_BYTES, LOGITS_POSITIONS = 16 << 20, 192
-"""Logits are made in chunks of at least so many bytes and positions (`nn/logps.py`), of which four copies are there at once."""
+"""Logits are made in chunks of at least so many bytes and positions (`nn/logps.py`)."""
+LOGITS_COPIES = 2.0
+"""Chunks that are there at once; measured 1.4 in float32, and 1.6 beside the head in bf16 (49,152 tokens of vocabulary)."""
 ROW_BYTES, ROW_USE_BYTES = 8, 4
 """Memory of each stored row (its length, its place in the epoch) and of each time it is used (`nn/order.py`); its tokens stay on
 the disk, as do 40 bytes more."""
@@ -88,6 +90,12 @@ def activation_bytes(shape: Shape, half: bool, own: bool = True, full: bool = Fa
     return layers * 4 * shape.hidden + of_layer if full else layers * of_layer
 
 
+def logits_bytes(vocab: int, hidden: int, positions: int, half: bool) -> float:
+    """Of the loss over so many positions: the largest chunk, and in bf16 the head's weights and their gradient in that."""
+    chunk = min(max(LOGITS_BYTES, 4 * vocab * LOGITS_POSITIONS), 4 * vocab * positions)
+    return LOGITS_COPIES * chunk + (2 * 2.0 * vocab * hidden if half else 0.0)
+
+
 def micro_tokens(shape: Shape, batch_tokens: int, half: bool, own: bool = True, full: bool = False) -> int:
     """Tokens of a micro-batch whose activations take about 0.9 GB, at least 256: fewer make matrix products slow (135M
     weights, 2 cores: a step of 1,100 tokens is 7 % faster at once than in two halves)."""
@@ -137,8 +145,7 @@ def cost(load: Load, machine: Machine, unknown: str) -> Estimate:
     kept = load.state_bytes_per_param + 4.0 * load.averaged
     activations = activation_bytes(shape, load.half, load.own, load.full) * min(load.micro_tokens, load.batch_tokens)
     activations += 12.0 * load.added / shape.hidden * min(load.micro_tokens, load.batch_tokens)  # a head keeps three rows a token
-    logits = min(4.0 * max(LOGITS_BYTES, 4 * shape.vocab * LOGITS_POSITIONS), 4.0 * 4 * shape.vocab * load.micro_tokens)
-    logits += 2.0 * shape.vocab * shape.hidden if load.half else 0.0
+    logits = logits_bytes(shape.vocab, shape.hidden, load.micro_tokens, load.half)
     rows = load.rows * (ROW_BYTES + ROW_USE_BYTES * tokens / max(load.data_tokens or tokens, 1.0))
     spread = load.parallel
     state = state_of_each(params + load.added, gradients, trained, kept, spread)

@@ -43,6 +43,12 @@ def check(stage: Training, shape: Shape, parallel: Parallel) -> None:
             "gradients of several processes are added, and states put together, for all weights at once",
             "leave it out: `shard` divides gradients and states over the processes",
         )
+    if stage.compile and parallel.shard > 1:
+        raise UserError(
+            f"`compile: true` cannot be used with `parallel: {parallel}`",
+            "it fuses parts of our own forward pass, and divided weights come for transformers' modules",
+            "leave it out, or divide by `data`",
+        )
     if parallel.zero:
         _check_zero(stage, shape, parallel)
     if parallel.context > 1:
@@ -147,8 +153,13 @@ def _check_pipeline(stage: Training, shape: Shape, parallel: Parallel) -> None:
 def _check_own(stage: Training, shape: Shape, parallel: Parallel, what: str) -> None:
     """For divisions that transformers' modules know nothing of."""
     if not stage.own(shape):
-        raise UserError(
-            f"this model or adapter cannot be trained with `parallel: {parallel}`",
-            f"{what} in the forward pass that this program has of its own, which does not know it",
-            "divide by `data` or `shard`, or take a Llama, Qwen, Mistral or Gemma model, and LoRA without dropout",
-        )
+        raise not_own(f"parallel: {parallel}", f"{what} in the forward pass", "divide by `data` or `shard`")
+
+
+def not_own(asked: str, what: str, instead: str = "leave it out") -> UserError:
+    """For what only our own forward pass can do, and a model that runs through transformers' modules."""
+    return UserError(
+        f"this model or adapter cannot be trained with `{asked}`",
+        f"{what} that this program has of its own, which does not know it",
+        f"{instead}, or take a Llama, Qwen, Mistral or Gemma model, and LoRA without dropout",
+    )

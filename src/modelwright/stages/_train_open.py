@@ -8,6 +8,7 @@ from modelwright.core.errors import UserError
 from modelwright.core.stage import Run, Shape
 from modelwright.methods.architectures import shape_of
 from modelwright.stages._train_arranged import arranger
+from modelwright.stages._train_layouts import not_own
 from modelwright.stages._train_text import Text
 
 if TYPE_CHECKING:
@@ -87,4 +88,27 @@ def open_model(stage: Training, run: Run, device: torch.device | None = None) ->
     stage.objective.attach(models.core(model))
     if device is not None and device.type != "cpu":
         models.check_packed(model.to(device))  # its kernels are others
+    if stage.compile:
+        _fuse(model, run)
     return Opened(model, text, shape)
+
+
+def _fuse(model: Any, run: Run) -> None:
+    """Compile what lies between matrix products, and prove that the results are the same; UserError where that cannot be."""
+    from modelwright.nn import fused
+    from modelwright.nn import model as models
+    from modelwright.nn.forward import Decoder
+
+    inner = models.core(model)
+    if Decoder.of(inner) is None:
+        raise not_own("compile: true", "it fuses parts of the forward pass")
+    fused.choose(inner)
+    try:
+        models.check_packed(model)
+    except RuntimeError as error:  # what torch.compile and its compilers raise
+        raise UserError(
+            "torch.compile does not work on this machine",
+            " ".join(str(error).strip().splitlines()[:2]),
+            "leave `compile` out, or install a C++ compiler (for a CUDA card: Triton)",
+        ) from error
+    run.log.note("norms, rotary positions and the MLP's gate are compiled")

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 from modelwright.core.errors import UserError
 from modelwright.core.record import Record
 from modelwright.methods.objectives import Tagged
-from modelwright.methods.templates import encode_chats, encoder, tools_of
+from modelwright.methods.templates import array_encoder, encode_chats, tools_of
 from modelwright.stages._train_arranged import arranged_texts
 from modelwright.stages._train_text import Ledger, Text
 
 if TYPE_CHECKING:
     from modelwright.nn.rows import Row
+    from modelwright.text import Array
 
 
 def unfit(record: Record, needs: str) -> str | None:
@@ -36,6 +37,8 @@ def unfit(record: Record, needs: str) -> str | None:
 
 def documents(text: Text, records: Sequence[Record], ledger: Ledger) -> Iterator[Row]:
     """Texts and chats, in order."""
+    import numpy as np
+
     from modelwright.nn.rows import FIRST, Row
 
     chats = [record for record in records if record.messages]
@@ -49,7 +52,8 @@ def documents(text: Text, records: Sequence[Record], ledger: Ledger) -> Iterator
             ledger.used += 1
             ledger.cut_tokens += len(pieces) - 1
             for number, piece in enumerate(pieces):
-                yield Row(piece, [FIRST] * len(piece), name=record.id if len(pieces) == 1 else f"{record.id} piece {number + 1}")
+                name = record.id if len(pieces) == 1 else f"{record.id} piece {number + 1}"
+                yield Row(piece, np.full(len(piece), FIRST, np.uint8), name=name)
             continue
         chat = next(encoded_chats)
         if isinstance(chat, UserError):
@@ -65,15 +69,17 @@ def documents(text: Text, records: Sequence[Record], ledger: Ledger) -> Iterator
             yield Row(chat.ids, flags, name=record.id)
 
 
-def _texts(text: Text, records: Sequence[Record], ledger: Ledger) -> Iterator[list[list[int]]]:
+def _texts(text: Text, records: Sequence[Record], ledger: Ledger) -> Iterator[list[Any]]:
     """Of each text, the rows of ids that it becomes."""
+    import numpy as np
+
     begin, end = _begin(text.tokenizer), _end(text.tokenizer)
-    encode = encoder(text.tokenizer)
     if text.arrange is not None:
         yield from arranged_texts(text, records, ledger, begin, end)
         return
-    for ids in encode([record.text for record in records]):
-        yield cut([*begin, *ids, *end], text.length)
+    first, last = np.array(begin, np.int32), np.array(end, np.int32)
+    for ids in array_encoder(text.tokenizer)([record.text for record in records]):
+        yield cut(np.concatenate([first, ids, last]), text.length)
 
 
 def pairs(text: Text, records: Sequence[Record], ledger: Ledger) -> Iterator[Row]:
@@ -192,7 +198,7 @@ def _without_end(ids: list[int], pad: int | None) -> list[int]:
     return ids[:end]
 
 
-def cut(ids: list[int], length: int) -> list[list[int]]:
+def cut(ids: Array, length: int) -> list[Array]:
     """Pieces of at most `length` tokens, nearly equal, each beginning with the last token of the one before.
 
     The shared token is context: so every token but the document's first is predicted exactly once.

@@ -87,6 +87,7 @@ def train(stage: Training, run: Run, ranks: Ranks | None = None) -> Stats:
     import torch
 
     from modelwright.nn.denormals import flushed
+    from modelwright.nn.device import no_memory
 
     assert stage.micro_tokens is not None, "resolve first"
     if not flushed():
@@ -96,9 +97,27 @@ def train(stage: Training, run: Run, ranks: Ranks | None = None) -> Stats:
     try:
         with watched(stage, run) as load:
             stats = _train(stage, run, ranks)
+    except (RuntimeError, MemoryError) as error:
+        if no_memory(error):
+            raise _too_large(stage, error) from error
+        raise
     finally:
         torch.set_num_threads(threads_before)
     return {**stats, "load": load.totals.tree()}
+
+
+def _too_large(stage: Training, error: Exception) -> UserError:
+    """What can be done where memory was not enough."""
+    import torch
+
+    ways = [f"set `micro_tokens` below {stage.micro_tokens} (the result stays the same)"]
+    ways += ["`recompute: full`"] if stage.recompute != "full" else []
+    ways += ["`offload: [activations, states]`"] if isinstance(error, torch.OutOfMemoryError) and not stage.offload else []
+    return UserError(
+        "this training needs more memory than there is",
+        str(error).strip().partition("\n")[0] or "the processor's memory is full",
+        f"{', '.join(ways)}; what was saved goes on from there",
+    )
 
 
 def _train(stage: Training, run: Run, ranks: Ranks | None) -> Stats:

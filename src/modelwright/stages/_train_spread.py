@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from modelwright.core.errors import missing_extra
+from modelwright.core.errors import UserError, missing_extra
 from modelwright.core.events import Log
 from modelwright.core.parallel import LAUNCHERS, Parallel
 from modelwright.core.stage import STAGES, Facts, Input, Run, Stats
@@ -18,6 +18,7 @@ from modelwright.core.store import write_json
 from modelwright.core.units import bytes_text
 from modelwright.methods.launchers import Launcher, job_of
 from modelwright.stages._train_cost import state_bytes
+from modelwright.stages._train_layouts import check
 from modelwright.stages._train_open import Opened, open_model
 
 if TYPE_CHECKING:
@@ -45,13 +46,18 @@ def chosen(stage: Training, run: Run) -> Parallel:
     trained = stage.trainable(shape)
     state = state_bytes(shape.params, trained, trained, stage.optimizer.state_bytes_per_param)
     room = MOST_STATE * float(torch.cuda.get_device_properties(0).total_memory)
-    if state <= room:
-        found, why = Parallel(data=cards), "fits on each"
-    elif stage.optimizer.elementwise and not stage.objective.whole_step:
-        found, why = Parallel(shard=cards), "does not fit on one"
-    else:
-        found, why = Parallel(data=cards), "cannot be divided with this objective or optimizer"
-    run.log.note(f"{cards} cards: trained by {found}, since {bytes_text(state)} of weights, gradients and optimizer state {why}")
+    # as few parts as fit: between replicas of them only gradients travel
+    parts = next((size for size in range(1, cards) if cards % size == 0 and state / size <= room), cards)
+    why = (
+        f"{bytes_text(state)} of weights, gradients and optimizer state {'fits on each' if parts == 1 else 'does not fit on one'}"
+    )
+    for found in (Parallel(data=cards // parts, shard=parts), Parallel(data=cards), Parallel()):
+        try:
+            check(stage, shape, found)
+            break
+        except UserError as error:
+            why += f"; {error.what}: {error.why}"
+    run.log.note(f"{cards} cards: trained by {found}, since {why}")
     return found
 
 

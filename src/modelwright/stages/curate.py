@@ -9,34 +9,34 @@ import dataclasses
 import itertools
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from array import array
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from importlib import metadata
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, cast
 
 from pydantic import BeforeValidator, Field, PrivateAttr
 
 from modelwright.core.errors import UserError
+from modelwright.core.events import Log
 from modelwright.core.measure import cores
-from modelwright.core.record import Record, write_records
+from modelwright.core.record import Record
 from modelwright.core.spec import Spec
-from modelwright.core.stage import Check, Estimate, Facts, Given, Run, Stage, Stats, estimate
+from modelwright.core.stage import Check, Estimate, Facts, Given, Input, Run, Stage, Stats, estimate
 from modelwright.core.units import bytes_text
 from modelwright.methods.sources import SOURCES, Source
-from modelwright.methods.steps import STEPS, Choosing, Drop, Step, content
-from modelwright.stages._curate_flow import HELD_BYTES, Named, flow
-from modelwright.stages._curate_ledger import Entry, Ledger, Reading, size
-from modelwright.stages._curate_split import Split, assign, find_leaks
+from modelwright.methods.steps import STEPS, Choosing, Drop, Numbers, Step
+from modelwright.stages._curate_cost import Cost, cost, held_bytes, work_s, workers_for
+from modelwright.stages._curate_flow import CHUNK_BYTES, CHUNK_ROWS, Cluster, Flow, How, chunked
+from modelwright.stages._curate_journal import Journals
+from modelwright.stages._curate_ledger import Entry, Ledger, Reading
+from modelwright.stages._curate_rows import Held, Rows
+from modelwright.stages._curate_split import Kinship, Split, assign, find_leaks
+from modelwright.stages._curate_work import Chunk, Named, Piece
 
 SLICE_ROWS = 200
 """Rows that `checks` looks at, or fewer once they hold SLICE_BYTES: enough to meet each reason to drop, a second of work."""
 SLICE_BYTES = 400_000
-BASE_BYTES = 50e6
-"""Peak of an empty run: the interpreter, pydantic and numpy; measured."""
-HELD_BYTES_PER_BYTE = 5.0
-"""Memory of rows that are held, for each byte read; measured on 41,000 chats (36 MB of JSON lines, peak 208 MB)."""
-
-
-WORTH_WORKERS_S = 10.0
-"""Seconds of work from which worker processes pay: one takes two to start."""
 
 
 class Limits(Spec):
@@ -68,6 +68,7 @@ class Curate(Stage):
 
     produces: ClassVar[str] = "records"
     works: ClassVar[bool] = True
+    resumes: ClassVar[bool] = True
 
     kind: Literal["curate"] = "curate"
     source: Annotated[
@@ -103,33 +104,27 @@ class Curate(Stage):
     def estimate(self, given: Given) -> Estimate:
         facts, seconds, unknown = self._sources(given)
         bytes_in = sum(fact.bytes or 0.0 for fact in facts)
-        flow = bytes_in
         rows = [fact.rows for fact in facts]
         count = sum(r for r in rows if r is not None) if None not in rows else None
-        slowest = ("reading", seconds)
-        for step in self.steps:
-            cost = flow / step.bytes_per_s
-            seconds += cost
-            slowest = max(slowest, (_kind(step), cost), key=lambda pair: pair[1])
-            share = step.keeps(count)
-            flow *= share
-            count = count * share if count is not None else None
-        waits = any(isinstance(step, Choosing) and step.waits() for step in self.steps)
-        held = bytes_in if self.split is not None else min(bytes_in, HELD_BYTES) if waits else 0.0
-        memory = BASE_BYTES + HELD_BYTES_PER_BYTE * held
-        why = f"{bytes_text(bytes_in)} of text through {len(self.steps)} steps, {slowest[0]} takes longest"
+        found = self._cost(seconds, bytes_in, count, given.machine.memory_bytes, given.machine.cores)
+        why = found.why_seconds
         if unknown:
             why += f"; how much {', '.join(unknown)} holds is not known yet"
         return estimate(
-            seconds + 0.5,
+            found.seconds,
             why,
-            memory,
-            f"{bytes_text(BASE_BYTES)} for the program"
-            + (f", and {bytes_text(held)} of rows are held" if held else "; rows flow through"),
-            flow * 1.1,
-            "the text that goes on, as JSON lines; what the steps will drop is not known before",
-            self._predicted(count, flow),
+            found.memory_bytes,
+            found.why_memory,
+            found.bytes_out * 1.1 + found.waiting_bytes,
+            "the text that goes on, as JSON lines; what the steps will drop is not known before"
+            + (f"; and {bytes_text(found.waiting_bytes)} while it is made" if found.waiting_bytes else ""),
+            self._predicted(found.rows_out, found.bytes_out),
         )
+
+    def _cost(self, reading_s: float, bytes_in: float, rows: float | None, memory_bytes: float, cores: int) -> Cost:
+        steps = [(_kind(step), step) for step in self.steps]
+        split = self.split.row_bytes if self.split else None
+        return cost(steps, split, len(self.source), reading_s, bytes_in, rows, cores, memory_bytes)
 
     def _sources(self, given: Given) -> tuple[list[Facts], float, list[str]]:
         """What each source will give, seconds to read it all, and references of unknown size."""
@@ -162,7 +157,10 @@ class Curate(Stage):
 
     def checks(self, run: Run) -> Iterator[Check]:
         ledger, opened = Ledger(None), self._open(run)
-        rows = list(self._flow(opened.head, run, ledger, Reading(run.log)))
+        counts = Reading(run.log)
+        chunks = chunked(ledger.read(opened.head, counts))
+        flow = self._flow(run._replace(columns=None), ledger, whole=False)
+        rows = [record for found in flow.rows(chunks, counts, How()) for record in found]
         seen = ledger.entries[0].rows_out
         reasons = [f"{reason} {count}" for entry in ledger.entries for reason, count in entry.reasons.most_common(3)]
         yield Check(
@@ -171,6 +169,7 @@ class Curate(Stage):
             f"{len(rows)} of the first {seen} rows pass" + (f"; {', '.join(reasons)}" if reasons else ""),
             "" if rows else "loosen the step that drops them, or correct the source",
         )
+        yield from self._memory(run, opened)
         if self.split is not None and len(rows) >= 2:
             try:
                 assigned = assign(rows, self.split, run.seed)
@@ -184,23 +183,24 @@ class Curate(Stage):
                 "" if not leaks else "set `split.group` or lower `split.near`",
             )
 
+    def _memory(self, run: Run, opened: _Opened) -> Iterator[Check]:
+        """Whether the numbers that steps choose by will fit, by the size of the first rows."""
+        chars = sum(len(record.text) for record in opened.head)
+        bytes_in = sum(self._sizes(run))
+        rows = bytes_in / (chars / len(opened.head)) if chars else None
+        found = self._cost(0.0, bytes_in, rows, run.memory_bytes, 1)
+        if found.memory_bytes > run.memory_bytes:
+            fix = "leave out the step that takes most, work through the sources one by one, or raise `runtime.memory`"
+            yield Check("memory", False, found.why_memory, fix)
+
     # --- the work -------------------------------------------------------------------------------------
 
     def run(self, run: Run) -> Stats:
-        ledger, opened = Ledger(run.out / "dropped.jsonl"), self._open(run)
+        opened, ledger = self._open(run), Ledger(run.out / "dropped.jsonl")
         self._opened = None
-        own = [_kind(step) for step in self.steps if not type(step).__module__.startswith("modelwright.")]
-        workers = 1 if own else run.workers or self._workers()
-        if own and (run.workers or 1) > 1:
-            run.log.note(f"one process works through the rows: {', '.join(own)} of your own is known to this command alone")
-        if workers > 1:
-            run.log.note(f"{workers} processes work through the rows")
-        rows = self._flow(itertools.chain(opened.head, opened.rest), run, ledger, opened.counts, workers)
-        shown = run.log.track(rows, "rows", label="curate")
-        if self.split is None:
-            measured = {"all": _write(run, "all", shown)}
-        else:
-            measured = self._write_parts(list(shown), self.split, run, ledger)
+        how = self._how(run)
+        with self._journals(run) as journals:
+            measured = self._made(opened, run, ledger, how._replace(journals=journals))
         ledger.close(run.log)
         self._limit(ledger.entries, measured)
         first, last = ledger.entries[0], ledger.entries[-1]
@@ -211,14 +211,73 @@ class Curate(Stage):
             "bytes_out": last.bytes_out,
             "parts": {name: len(lengths) for name, (lengths, _) in measured.items()},
             "ledger": [entry.stats() for entry in ledger.entries],
+            "statistics": [statistic for entry in ledger.entries for statistic in entry.seen.stats(entry.step)],
             "lengths": {name: _histogram(lengths) for name, (lengths, _) in measured.items()},
             "facts": self._facts(measured),
         }
 
-    def _workers(self) -> int:
-        """One for each core where the work is much longer than their start."""
-        seconds = sum(source.size_bytes() for source in self.source) * sum(1 / step.bytes_per_s for step in self.steps)
-        return cores() if seconds > WORTH_WORKERS_S else 1
+    def _how(self, run: Run) -> How:
+        own = sorted({_kind(spec) for _, spec in self.children() if not type(spec).__module__.startswith("modelwright.")})
+        choices = sum(isinstance(step, Choosing) and step.waits() for step in self.steps) + (self.split is not None)
+        held = held_bytes(run.memory_bytes, choices)
+        if own:
+            if (run.workers or 1) > 1 or run.cluster is not None:
+                run.log.note(f"one process works through the rows: {', '.join(own)} of your own is known to this command alone")
+            return How(held_bytes=held)
+        if run.cluster is not None:
+            run.log.note("a Ray cluster works through the rows")
+            return How(run.workers, cast(Cluster, run.cluster), held)
+        workers = workers_for(work_s(self.source, self.steps, self._sizes(run)), run.workers, cores(), run.memory_bytes)
+        if workers > 1:
+            run.log.note(f"{workers} processes work through the rows")
+        return How(workers, held_bytes=held)
+
+    def _sizes(self, run: Run) -> list[float]:
+        """Bytes of each source, as far as they are on the disk."""
+        return [
+            source.size_bytes()
+            + sum(_on_disk(run.inputs[ref]) for path, (ref, _) in self.refs().items() if path.startswith(f"source.{number}."))
+            for number, source in enumerate(self.source)
+        ]
+
+    @contextmanager
+    def _journals(self, run: Run) -> Iterator[Journals]:
+        """Kept when the work is cut off, so that the next run goes on from there."""
+        for left in run.out.glob("waiting-*"):  # by a run that was killed
+            left.unlink()
+        made_by = (metadata.version("modelwright"), CHUNK_BYTES, CHUNK_ROWS)
+        with closing(Journals(run.out, [self.model_dump(mode="json"), run.seed, made_by])) as journals:
+            yield journals
+            journals.remove()
+
+    def _made(self, opened: _Opened, run: Run, ledger: Ledger, how: How) -> dict[str, Measured]:
+        chunks, counts = self._chunks(opened, run, ledger)
+        flow = self._flow(run, ledger)
+        if self.split is None:
+            with _Parts(run, ["all"]) as parts:
+                for rows in flow.rows(chunks, counts, how):
+                    parts.write("all", rows)
+                measured = parts.measured
+        else:
+            with flow.held(chunks, counts, how) as (held, numbers):
+                measured = self._write_parts(held, numbers, self.split, run, ledger)
+        read = ledger.entries[0]
+        read.rows_in, read.bytes_in = read.rows_out + counts.unreadable, read.bytes_out
+        return measured
+
+    def _chunks(self, opened: _Opened, run: Run, ledger: Ledger) -> tuple[Iterator[Chunk], Reading]:
+        """Rows that are read here, or where they are worked on."""
+        counts = Reading(run.log)
+        if (pieces := self._pieces(run, counts)) is None:
+            rows = ledger.read(itertools.chain(opened.head, opened.rest), opened.counts)
+            return iter(chunked(rows)), opened.counts
+        read = ledger.entry("read")
+        read.reasons, read.left_out, read.samples = counts.reasons, counts.left_out, counts.samples
+        return (Piece(0, piece) for piece in pieces), counts
+
+    def _pieces(self, run: Run, log: Log) -> Iterator[Any] | None:
+        """The only source, in parts that workers read; None where it has none. Rows of several are named with all in view."""
+        return self.source[0].pieces(run.inputs, log) if len(self.source) == 1 else None
 
     def _read(self, run: Run, counts: Reading) -> Iterator[Record]:
         """Every source in order; rows of several that have one name are told apart by their source's number."""
@@ -233,7 +292,8 @@ class Curate(Stage):
 
     def _open(self, run: Run) -> _Opened:
         if self._opened is None or self._opened.run is not run:
-            counts = Reading(run.log)
+            divided = self._pieces(run, Log(None)) is not None  # then the run begins anew, and tells what it meets
+            counts = Reading(Log(None) if divided else run.log)
             rest = self._read(run, counts)
             head: list[Record] = []
             seen, start = 0, time.perf_counter()
@@ -244,26 +304,29 @@ class Curate(Stage):
             self._opened = _Opened(run, head, rest, counts)
         return self._opened
 
-    def _flow(self, rows: Iterable[Record], run: Run, ledger: Ledger, counts: Reading, workers: int = 1) -> Iterator[Record]:
+    def _flow(self, run: Run, ledger: Ledger, *, whole: bool = True) -> Flow:
         kinds = [_kind(step) for step in self.steps]
         again = [kinds[:number].count(kind) for number, kind in enumerate(kinds)]
         names = [f"{kind} {before + 1}" if before else kind for kind, before in zip(kinds, again, strict=True)]
-        return flow(ledger.read(rows, counts), list(map(Named, names, self.steps)), run, ledger, workers)
+        last = Kinship(self.split, run.seed) if self.split is not None and whole else None
+        return Flow(list(map(Named, names, self.steps)), last, self.source, run, ledger)
 
-    def _write_parts(self, rows: list[Record], split: Split, run: Run, ledger: Ledger) -> dict[str, Measured]:
-        entry = ledger.entry("split")
-        entry.rows_in, entry.bytes_in = len(rows), sum(map(size, rows))
+    def _write_parts(self, rows: Held, numbers: Numbers, split: Split, run: Run, ledger: Ledger) -> dict[str, Measured]:
+        entry = ledger.of("split")
         if len(rows) < 2:
             raise UserError("there is nothing to split", f"{len(rows)} rows are left after the steps", self._fix(ledger.entries))
-        assigned = assign(rows, split, run.seed)
+        assigned = assign(rows, split, run.seed, numbers)
         for row, detail in assigned.leaks.items():
             ledger.drop(entry, Drop(rows[row], "split: would leak", detail))
-        measured = {}
-        for name in split.names():
-            measured[name] = _write(run, name, (record for record, part in zip(rows, assigned.part, strict=True) if part == name))
-        entry.rows_out = sum(len(lengths) for lengths, _ in measured.values())
-        entry.bytes_out = sum(total for _, total in measured.values())
-        return measured
+        with _Parts(run, split.names()) as parts:
+            for first, some in rows.chunks():
+                entry.rows_in, entry.bytes_in = entry.rows_in + len(some), entry.bytes_in + sum(some.sizes)
+                homes = assigned.part[first : first + len(some)]
+                for name in split.names():
+                    parts.write(name, some.changed({index: None for index, home in enumerate(homes) if home != name}))
+        entry.rows_out = sum(len(lengths) for lengths, _ in parts.measured.values())
+        entry.bytes_out = sum(total for _, total in parts.measured.values())
+        return parts.measured
 
     def _limit(self, entries: Sequence[Entry], measured: dict[str, Measured]) -> None:
         """Stop where the result cannot be what was meant."""
@@ -317,45 +380,49 @@ class Curate(Stage):
         return found
 
 
-Measured = tuple[list[int], int]
+Measured = tuple["array[int]", int]
 """Characters of each row, and bytes of all."""
 
 
-def _kind(step: Step) -> str:
-    return str(step.model_dump(include={"kind"})["kind"])
+def _kind(spec: Spec) -> str:
+    return str(spec.model_dump(include={"kind"}).get("kind", ""))
 
 
-def _write(run: Run, name: str, rows: Iterable[Record]) -> Measured:
-    lengths: list[int] = []
-    total = 0
-
-    def counted() -> Iterator[Record]:
-        nonlocal total
-        for record in rows:
-            lengths.append(len(content(record)))
-            total += size(record)
-            yield record
-
-    write_records(run.out / f"{name}.jsonl", counted())
-    return lengths, total
+def _on_disk(given: Input) -> float:
+    path = given.path / f"{given.part or 'all'}.jsonl" if given.type == "records" else given.path
+    return sum(file.stat().st_size for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file())
 
 
-def _histogram(lengths: list[int]) -> dict[str, Any]:
+class _Parts(ExitStack):
+    """The files of an artifact while they are written, all at once."""
+
+    def __init__(self, run: Run, names: Sequence[str]) -> None:
+        super().__init__()
+        self._files = {name: self.enter_context((run.out / f"{name}.jsonl").open("wb")) for name in names}
+        self.measured: dict[str, Measured] = {name: (array("q"), 0) for name in names}
+
+    def write(self, name: str, rows: Rows) -> None:
+        self._files[name].write(rows.lines())
+        lengths, total = self.measured[name]
+        lengths.extend(rows.chars)
+        self.measured[name] = lengths, total + sum(rows.sizes)
+
+
+def _histogram(lengths: array[int]) -> dict[str, Any]:
     """Rows by length in characters; bin i holds lengths from edges[i] up to edges[i + 1], which are powers of two."""
+    import numpy as np
+
     if not lengths:
         return {"unit": "chars", "edges": [], "counts": []}
-    top = max(1, math.ceil(math.log2(max(lengths) + 1)))
+    ordered = np.sort(np.frombuffer(lengths, np.int64))
+    top = max(1, math.ceil(math.log2(int(ordered[-1]) + 1)))
     edges = [0, *(2**power for power in range(top + 1))]
-    counts = [0] * (len(edges) - 1)
-    for length in lengths:
-        counts[length.bit_length()] += 1
-    ordered = sorted(lengths)
     return {
         "unit": "chars",
         "edges": edges,
-        "counts": counts,
-        "min": ordered[0],
-        "median": ordered[len(ordered) // 2],
-        "mean": round(sum(ordered) / len(ordered), 1),
-        "max": ordered[-1],
+        "counts": np.diff(np.searchsorted(ordered, edges)).tolist(),
+        "min": int(ordered[0]),
+        "median": int(ordered[len(ordered) // 2]),
+        "mean": round(int(ordered.sum()) / len(ordered), 1),
+        "max": int(ordered[-1]),
     }

@@ -146,10 +146,13 @@ class Extend(Stage):
     # --- the work -------------------------------------------------------------------------------------
 
     def run(self, run: Run) -> Stats:
-        from modelwright.nn import extend
+        from modelwright.nn import extend, heads
         from modelwright.nn import model as models
 
-        model, tokenizer = models.load(run.inputs[self.start].path, head="vectors")
+        head = heads.of_vocabulary(run.inputs[self.start].path)
+        model, tokenizer = models.load(run.inputs[self.start].path, head=head)
+        if head == "seq2seq":
+            models.begin(model, tokenizer)
         backend = _backend(tokenizer)
         extension = self._extension(run, backend)
         if not extension.added:
@@ -168,7 +171,7 @@ class Extend(Stage):
         self._save(run, model, tokenizer, extension)
         _write_list(run, first, {number: token for token, number in backend.get_vocab().items()})
         del model
-        again, tokenizer = models.load(run.out, head="vectors")
+        again, tokenizer = models.load(run.out, head=head)
         proof = _proof(_Cut(backend, after, _backend(tokenizer)), _parts(texts), extension)
         proof |= _compared(before, extend.said(again, cut, known))
         run.log.event("proof", **proof)

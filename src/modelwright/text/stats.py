@@ -67,6 +67,7 @@ def _count(data_B, start_D, flags_C, lower_C, stop_S, count_DX):  # type: ignore
     room = longest(start_D) + 1
     hash_W, folded_W, gram_W = np.empty(room, np.uint64), np.empty(room, np.uint64), np.empty(room, np.uint64)
     chars_W, before_W, marks_W = np.empty(room, np.int64), np.empty(room + 1, np.int64), np.empty(room, np.uint8)
+    may_W, slot_W = np.empty(room, np.bool_), np.empty(room, np.uint64)
     slots = slots_for(room)
     key_K, age_K = np.empty(slots, np.uint64), np.zeros(slots, np.int64)
     count_K, first_K = np.empty(slots, np.int64), np.empty(slots, np.int64)
@@ -74,9 +75,6 @@ def _count(data_B, start_D, flags_C, lower_C, stop_S, count_DX):  # type: ignore
     for d in range(len(start_D) - 1):
         begin, end = start_D[d], start_D[d + 1]
         counts = count_DX[d]
-        # a table no larger than the document needs stays in the cache
-        few = slots_for(end - begin + 1)
-        keys, ages, times, firsts = key_K[:few], age_K[:few], count_K[:few], first_K[:few]
         lines, paragraphs = lines_of(data_B, begin, end, flags_C, hash_W, chars_W, marks_W, folded_W, before_W, counts)
         counts[9], counts[16] = lines, paragraphs
         for i in range(lines):
@@ -84,8 +82,9 @@ def _count(data_B, start_D, flags_C, lower_C, stop_S, count_DX):  # type: ignore
             counts[11] += (marks_W[i] & LINE_ELLIPSIS) != 0
             counts[12] += (marks_W[i] & LINE_TERMINAL) != 0
             counts[13] += chars_W[i] <= SHORT_LINE_CHARS
-        counts[14], counts[15] = repeated(hash_W, chars_W, lines, keys, ages, age + 1)
-        counts[17], counts[18] = repeated(folded_W, before_W, paragraphs, keys, ages, age + 2)
+        few = slots_for(lines + 1)  # a table no larger than it must be stays in the cache
+        counts[14], counts[15] = repeated(hash_W, chars_W, lines, key_K[:few], age_K[:few], age + 1)
+        counts[17], counts[18] = repeated(folded_W, before_W, paragraphs, key_K[:few], age_K[:few], age + 2)
         age += 2
         words = spaced_words(data_B, begin, end, flags_C, lower_C, hash_W, folded_W, chars_W, marks_W)
         counts[4] = words
@@ -93,7 +92,7 @@ def _count(data_B, start_D, flags_C, lower_C, stop_S, count_DX):  # type: ignore
         before_W[0] = 0
         for i in range(words):
             before_W[i + 1] = before_W[i] + chars_W[i]
-            gram_W[i] = hash_W[i]
+            gram_W[i], may_W[i] = hash_W[i], True
             if marks_W[i] & HAS_ALNUM:
                 counts[5] += 1
                 counts[6] += chars_W[i]
@@ -104,14 +103,16 @@ def _count(data_B, start_D, flags_C, lower_C, stop_S, count_DX):  # type: ignore
                         seen |= 1 << s
         for s in range(len(stop_S)):
             counts[8] += (seen >> s) & 1
+        few = slots_for(words + 1)
+        keys, ages, times, firsts = key_K[:few], age_K[:few], count_K[:few], first_K[:few]
         for n in range(2, 11):
             age += 1
-            longer(gram_W, hash_W, words, n)
+            longer(gram_W, may_W, hash_W, words, n)
             runs = max(words - n + 1, 0)
             if n < 5:
-                counts[17 + n] = commonest(gram_W, before_W, runs, n, keys, ages, times, firsts, age)
+                counts[17 + n] = commonest(gram_W, may_W, before_W, runs, n, slot_W, keys, ages, times, firsts, age)
             else:
-                counts[17 + n] = came_before(gram_W, before_W, runs, n, keys, ages, age)
+                counts[17 + n] = came_before(gram_W, may_W, before_W, runs, n, keys, ages, age)
 
 
 @njit(cache=True)

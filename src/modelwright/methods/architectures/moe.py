@@ -23,6 +23,7 @@ from modelwright.methods.architectures._common import check_heads, decoder, half
 class Moe(Architecture):
     """More weights for the same work on each token; all of them have to be in memory."""
 
+    version: ClassVar[int] = 2
     own: ClassVar[bool] = False
     advice: ClassVar[Advice] = Advice(
         "memory is plentiful and time is short, and there are tokens enough to teach every expert",
@@ -53,8 +54,8 @@ class Moe(Architecture):
     """Width of each expert's gated MLP. Unset: so that those at work on a token are together 3 times the width, as in
     Qwen3-30B-A3B, up to a multiple of 32."""
     balance: float = Field(0.01, ge=0, examples=[0.1])
-    """Weight of the loss that spreads tokens evenly over experts; more of it is more even and disturbs learning more. 0.01:
-    Switch, section 2.2."""
+    """Weight of the loss that spreads the tokens of a step evenly over experts, whatever each text does (arXiv:2501.11873); more
+    of it is more even and disturbs learning more. 0.01: Switch, section 2.2."""
     router_z: float = Field(0.001, ge=0, examples=[0.1])
     """Weight of the loss that keeps the router's logits small; more is steadier and less sure. 0.001 as in ST-MoE."""
     tied: bool = Field(True, examples=[False])

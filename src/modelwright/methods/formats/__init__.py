@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from modelwright.core.errors import UserError
@@ -29,6 +31,10 @@ ROLES = {
     "observation": "tool",
 }
 """What people call a speaker -> the role in the OpenAI API."""
+
+
+FEEDBACK_SCHEMA = "modelwright.feedback/1"
+"""What rows say that our own server wrote of people's ratings; see `feedback`."""
 
 
 class LeftOut(ValueError):
@@ -60,6 +66,7 @@ class Format(Spec):
     def write(self, record: Record) -> dict[str, Any]:
         """The row that reads as `record`; UserError where this layout cannot hold all of it."""
         kind = _kind(self)
+        record = replace(record, messages=_with_ids([dict(turn) for turn in record.messages]))  # as it would be read
         try:
             row = self.row(record)
             back = self.records(row, record.id)
@@ -139,7 +146,7 @@ def chat(items: Any, role_key: str, content_key: str) -> list[Message]:
     """A list of turns with the roles and plain text of the OpenAI API; ValueError with the turn that is wrong."""
     if not isinstance(items, list) or not items:
         raise ValueError("the chat is empty" if items == [] else f"the chat is {type(items).__name__}, not a list")
-    return [_message(item, number, role_key, content_key) for number, item in enumerate(items, 1)]
+    return _with_ids([_message(item, number, role_key, content_key) for number, item in enumerate(items, 1)])
 
 
 def dialogue(items: Any) -> list[Message]:
@@ -184,6 +191,23 @@ def _calls(text: str, number: int) -> list[dict[str, Any]]:
     if not calls or not all(isinstance(call, dict) and {"name", "arguments"} == set(call) for call in calls):
         raise ValueError(f"turn {number} (function_call) is not the JSON of calls with `name` and `arguments`")
     return [{"type": "function", "function": call} for call in calls]
+
+
+def _with_ids(turns: list[Message]) -> list[Message]:
+    """Calls of tools and their results get the ids that they lack, where as many results follow as calls were made: the first is
+    then the first one's. Nine letters and digits, as Mistral's templates ask for."""
+    count = itertools.count(1)
+    for place, turn in enumerate(turns):
+        calls = turn.get("tool_calls")
+        if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
+            continue
+        results = list(itertools.takewhile(lambda other: other.get("role") == "tool", turns[place + 1 :]))
+        if len(results) != len(calls) or any("tool_call_id" in result for result in results):
+            continue
+        turn["tool_calls"] = [call if call.get("id") else {**call, "id": f"call{next(count):05}"} for call in calls]
+        for result, call in zip(results, turn["tool_calls"], strict=True):
+            result["tool_call_id"] = call["id"]
+    return turns
 
 
 def flat(content: Any, number: int) -> str:
@@ -231,9 +255,19 @@ def pair(record: Record) -> tuple[list[Message], list[Message], list[Message]]:
 
 def content(turns: Sequence[Message], *roles: str) -> list[str]:
     """The texts of turns that are exactly these roles with nothing but text; ValueError where they are others."""
-    if [message["role"] for message in turns] != list(roles) or any(set(message) != {"role", "content"} for message in turns):
-        raise ValueError(f"it holds {' and '.join(roles)} as plain text, not {', '.join(str(m['role']) for m in turns)}")
+    if other := sorted({key for message in turns for key in message} - {"role", "content"}):
+        raise ValueError(f"it holds plain text, and no {' or '.join(f'`{key}`' for key in other)} of a turn")
+    if [message["role"] for message in turns] != list(roles):
+        spare = sorted({str(message["role"]) for message in turns} - set(roles))
+        found = f"not what a {' or '.join(spare)} says" if spare else "not turns in another order or number"
+        raise ValueError(f"it holds {' and '.join(dict.fromkeys(roles))} in turn, {found}")
     return [str(message["content"]) for message in turns]
+
+
+def plainly(turns: Sequence[Message], role: str) -> str | list[Message]:
+    """One turn of this role as text, where it is nothing but text; others as they are."""
+    alone = len(turns) == 1 and turns[0]["role"] == role and set(turns[0]) == {"role", "content"}
+    return str(turns[0]["content"]) if alone and str(turns[0]["content"]).strip() else list(turns)
 
 
 def with_meta(row: dict[str, Any], meta: Mapping[str, Any], own: Collection[str] = ()) -> dict[str, Any]:

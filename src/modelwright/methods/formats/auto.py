@@ -7,7 +7,7 @@ their keys tell them apart.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -17,6 +17,8 @@ from modelwright.methods.formats import Format, detect
 
 class Auto(Format):
     """Tells a file's layout from its first rows."""
+
+    version: ClassVar[int] = 2
 
     kind: Literal["auto"] = "auto"
     rows: int = Field(50, ge=1, le=50, examples=[1])

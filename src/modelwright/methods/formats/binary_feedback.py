@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from modelwright.core.record import Message, Record
-from modelwright.methods.formats import Format, dialogue, rest, said, with_meta, word
+from modelwright.methods.formats import Format, dialogue, plainly, rest, said, with_meta, word
 
 LABELS = ("label", "kto_tag")
 CHATS = ("messages", "conversations")
@@ -23,6 +23,7 @@ class BinaryFeedback(Format):
     """A chat whose last answer was found good (true) or bad (false)."""
 
     over: ClassVar[tuple[str, ...]] = ("prompt_completion", "completion", "messages", "sharegpt")
+    version: ClassVar[int] = 2
 
     kind: Literal["binary_feedback"] = "binary_feedback"
     label: str = Field("", examples=["good"])
@@ -62,7 +63,8 @@ class BinaryFeedback(Format):
         if not isinstance(record.meta.get("label"), bool):
             raise ValueError("`meta.label` is not true or false")
         meta = {key: value for key, value in record.meta.items() if key != "label"}
-        row = {"prompt": turns[:-1], "completion": turns[-1:], self.label or LABELS[0]: record.meta["label"]}
+        sides = {"prompt": plainly(turns[:-1], "user"), "completion": plainly(turns[-1:], "assistant")}
+        row = {**sides, self.label or LABELS[0]: record.meta["label"]}
         return with_meta(row, meta, ("tools",))
 
 

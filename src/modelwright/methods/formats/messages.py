@@ -6,7 +6,7 @@ Source: OpenAI, fine-tuning and chat completions, https://platform.openai.com/do
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -16,6 +16,8 @@ from modelwright.methods.formats import Format, chat, rest, said, with_meta
 
 class Messages(Format):
     """A chat as a list of roles and contents. A row's `tools` are kept in `meta` for the template."""
+
+    version: ClassVar[int] = 2
 
     kind: Literal["messages"] = "messages"
     key: str = Field("messages", min_length=1, examples=["dialogue"])

@@ -2,30 +2,34 @@
 
 Sources: TRL's "preference" types with explicit and implicit prompt, https://huggingface.co/docs/trl/dataset_formats;
 `conversations` with `chosen` and `rejected`, and `chosen_messages` with `rejected_messages`, as in LLaMA-Factory's data folder,
-https://github.com/hiyouga/LLaMA-Factory/tree/main/data. Transcripts in one string are `hh`.
+https://github.com/hiyouga/LLaMA-Factory/tree/main/data; `chosen_response` with `rejected_response` as in
+https://huggingface.co/datasets/argilla/ultrafeedback-binarized-preferences. Transcripts in one string are `hh`.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from modelwright.core.record import Message, Record
-from modelwright.methods.formats import Format, dialogue, pair, rest, with_meta, word
+from modelwright.methods.formats import Format, dialogue, pair, plainly, rest, with_meta, word
 from modelwright.methods.formats._pairs import preference
 from modelwright.methods.formats._transcript import is_transcript
 
 PROMPTS = ("prompt", "messages", "conversations", "instruction", "question", "input")
-PAIRS = (("chosen", "rejected"), ("chosen_messages", "rejected_messages"))
+PAIRS = (("chosen", "rejected"), ("chosen_messages", "rejected_messages"), ("chosen_response", "rejected_response"))
 
 
 class Preference(Format):
     """Two answers, ranked. Where the prompt is not given apart, it is what both chats begin with."""
 
+    version: ClassVar[int] = 2
+
     kind: Literal["preference"] = "preference"
     chosen: str = Field("", examples=["better"])
-    """Key of the better answer. Default '': `chosen` as in TRL, or `chosen_messages` as in LLaMA-Factory's second layout."""
+    """Key of the better answer. Default '': `chosen` as in TRL, `chosen_messages` as in LLaMA-Factory's second layout, or
+    `chosen_response` as in Argilla's UltraFeedback."""
     rejected: str = Field("", examples=["worse"])
     """Key of the worse answer; set both or neither."""
 
@@ -60,7 +64,10 @@ class Preference(Format):
     def row(self, record: Record) -> dict[str, Any]:
         prompt, better, worse = pair(record)
         chosen, rejected = self._keys({})
-        return with_meta({"prompt": prompt, chosen: better, rejected: worse}, record.meta, ("tools",))
+        sides = [plainly(prompt, "user"), plainly(better, "assistant"), plainly(worse, "assistant")]
+        if not all(isinstance(side, str) and not is_transcript(side) for side in sides):
+            sides = [prompt, better, worse]
+        return with_meta(dict(zip(("prompt", chosen, rejected), sides, strict=True)), record.meta, ("tools",))
 
 
 def _prompt(row: dict[str, Any]) -> tuple[list[Message], tuple[str, ...]]:

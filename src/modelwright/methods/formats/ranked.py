@@ -14,6 +14,7 @@ from pydantic import Field
 
 from modelwright.core.record import Message, Record
 from modelwright.methods.formats import Format, chat, rest, word
+from modelwright.methods.formats._ranks import Judged, by_rank
 
 ANSWERS = ("responses", "completions", "answers")
 ORDERS = {"ranks": 1, "rank": 1, "scores": -1, "score": -1, "rewards": -1}
@@ -44,35 +45,8 @@ class Ranked(Format):
         prompt = _turns(row, "prompt", row.get("prompt"), "user")
         answers = [_turns(row, keys[0], answer, "assistant") for answer in row[keys[0]]]
         values: list[float] = row[keys[1]]
-        order = sorted(range(len(values)), key=lambda i: ORDERS[keys[1]] * values[i])
-        rank = {index: 1 + sum(ORDERS[keys[1]] * other < ORDERS[keys[1]] * values[index] for other in values) for index in order}
-        meta = rest(row, ("prompt", *keys))
-        scored = keys[1] not in ("ranks", "rank")
-        if self.gives == "chats":
-            return [
-                Record(
-                    f"{name}#{place}",
-                    messages=[*prompt, *answers[index]],
-                    meta={**meta, "rank": rank[index]} | ({"score": values[index]} if scored else {}),
-                )
-                for place, index in enumerate(order, 1)
-            ]
-        best = order[0]
-        pairs = [
-            Record(
-                f"{name}#{place}",
-                messages=prompt,
-                chosen=answers[best],
-                rejected=answers[index],
-                meta={**meta, "rank_rejected": rank[index]}
-                | ({"score_chosen": values[best], "score_rejected": values[index]} if scored else {}),
-            )
-            for place, index in enumerate(order[1:], 2)
-            if rank[index] > 1 and answers[index] != answers[best]  # equals of the best are no worse
-        ]
-        if not pairs:
-            raise ValueError("no answer is worse than the best")
-        return pairs
+        judged = [Judged(answer, ORDERS[keys[1]] * value, value) for answer, value in zip(answers, values, strict=True)]
+        return by_rank(name, prompt, judged, rest(row, ("prompt", *keys)), self.gives, scored=keys[1] not in ("ranks", "rank"))
 
 
 def _keys(row: dict[str, Any]) -> tuple[str, str] | None:

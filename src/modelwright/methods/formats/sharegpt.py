@@ -2,13 +2,13 @@
 
 Source: the ShareGPT dumps as FastChat reads them, https://github.com/lm-sys/FastChat/blob/main/docs/training.md; `system` and
 `tools` beside the chat and the roles `function_call` and `observation` as in LLaMA-Factory's data/README.md. A
-`function_call` (the JSON of a call, or of a list of them) becomes an assistant turn with `tool_calls`.
+`function_call` (the JSON of a call, or of a list of them) becomes an assistant turn with `tool_calls`, whose ids are made up.
 """
 
 from __future__ import annotations
 
 import json
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -18,6 +18,8 @@ from modelwright.methods.formats import Format, dialogue, rest, said, with_meta,
 
 class ShareGPT(Format):
     """A chat as a list of `from` and `value`."""
+
+    version: ClassVar[int] = 2
 
     kind: Literal["sharegpt"] = "sharegpt"
     key: str = Field("conversations", min_length=1, examples=["conversation"])
@@ -53,5 +55,5 @@ def _named(message: Message) -> dict[str, Any]:
         functions = [call.get("function") if isinstance(call, dict) else None for call in calls]
         value = functions[0] if len(functions) == 1 else functions
         return {"from": "function_call", "value": json.dumps(value, ensure_ascii=False)}
-    other = {key: value for key, value in message.items() if key not in ("role", "content")}
+    other = {key: value for key, value in message.items() if key not in ("role", "content", "tool_call_id")}
     return {"from": WHO[message["role"]], "value": message["content"], **other}

@@ -8,13 +8,17 @@ Workers of a command that is killed are ended by Ray at once, without saving: th
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import signal
 import socket
 import subprocess
+import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +26,7 @@ from pydantic import Field
 
 from modelwright.core.errors import UserError, missing_extra
 from modelwright.core.stage import Check
+from modelwright.core.workers import AHEAD, attempt, in_order, named, outcome
 from modelwright.methods.launchers import LEASH, STARTER, End, Job, Launcher, Workers
 
 ANSWER_S = 10.0
@@ -59,12 +64,21 @@ class Ray(Launcher):
         self._room(ray, job.processes)
         return _Seats(ray, job, {"CPU": self.cpus, "GPU": self.gpus})
 
+    def pool(self, target: str, payload: Any, count: int | None) -> Pool:
+        """Actors for a curation, as many as there is room for: each makes `target` (`package.module:function`) once and is given
+        items, of which some are under way."""
+        ray = self._connect()
+        if count is None:
+            count = max(1, int(ray.cluster_resources().get("CPU", 0) // self.cpus))
+        self._room(ray, count)
+        return Pool(ray, target, payload, count, self.cpus)
+
     def _connect(self) -> Any:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         try:
-            import ray
+            ray: Any = import_module("ray")
         except ImportError:
-            raise missing_extra("ray", "ray", "`launch: ray`") from None
+            raise missing_extra("ray", "ray", "Ray") from None
         if not ray.is_initialized() and (head := _head(self.address)):
             _reach(head)
         try:
@@ -112,9 +126,7 @@ class Seat:
 
     def place(self) -> tuple[str, int]:
         """This machine's address in the cluster, and a free port."""
-        import ray
-
-        address = str(ray.util.get_node_ip_address())
+        address = str(import_module("ray.util").get_node_ip_address())
         with socket.create_server((address, 0)) as server:
             return address, int(server.getsockname()[1])
 
@@ -135,6 +147,53 @@ class Seat:
         if self._process.poll() is None:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
+
+
+class Desk:
+    """Runs in an actor: works through items, one after the other."""
+
+    def __init__(self, target: str, payload: Any) -> None:
+        self._made = attempt(named(target), payload)
+
+    def work(self, item: Any) -> tuple[str, Any]:
+        kind, found = self._made
+        return attempt(found, item) if kind == "result" else self._made
+
+
+class Pool:
+    """What `core.workers.Workers` is on one machine."""
+
+    def __init__(self, ray: Any, target: str, payload: Any, count: int, cpus: float) -> None:
+        self._ray = ray
+        paths = os.pathsep.join(filter(None, sys.path))
+        env = {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
+        actor = ray.remote(num_cpus=cpus)(Desk).options(scheduling_strategy="SPREAD", runtime_env={"env_vars": env})
+        shared = ray.put(payload)
+        self._desks = [actor.remote(target, shared) for _ in range(count)]
+
+    def map(self, items: Iterable[Any]) -> Iterator[Any]:
+        """The results, in order."""
+        gives = (partial(self._give, desk) for desk in itertools.cycle(self._desks))
+        return in_order(gives, items, AHEAD * len(self._desks))
+
+    def _give(self, desk: Any, item: Any) -> Callable[[], Any]:
+        return partial(self._result, desk.work.remote(item))
+
+    def _result(self, coming: Any) -> Any:
+        try:
+            kind, found = self._ray.get(coming)
+        except self._ray.exceptions.RayError as error:
+            raise UserError(
+                "a worker of the Ray cluster was lost",
+                f"{type(error).__name__}: {error}".splitlines()[0],
+                "run the same command again: it goes on from what is done; if memory ran out, lower `runtime.workers`",
+            ) from None
+        return outcome(kind, found)
+
+    def close(self) -> None:
+        for desk in self._desks:
+            self._ray.kill(desk)
+        self._desks = []
 
 
 class _Seats:

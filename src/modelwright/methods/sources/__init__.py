@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from modelwright.core.errors import UserError
 from modelwright.core.events import Log
@@ -44,6 +44,15 @@ class Source(Spec):
     def rows(self, inputs: Mapping[str, Input], log: Log) -> Iterator[Record]:
         """What a stage calls: every row, with the source's references resolved. Sources without any leave it as it is."""
         return self.read(log)
+
+    def pieces(self, inputs: Mapping[str, Input], log: Log) -> Iterator[Any] | None:
+        """Parts that any process may read, in order and of some megabytes at most; together they hold what `rows` gives. None: it
+        is read in one place."""
+        return None
+
+    def of_piece(self, piece: Any, log: Log) -> Iterator[Record]:
+        """The rows of one of them."""
+        raise NotImplementedError
 
     def files(self) -> list[Path]:
         """What it would read, sorted; empty where that is not files."""

@@ -5,19 +5,18 @@ Source: none to cite, files as they are; zip archives as in APPNOTE.TXT 6.3.10 (
 
 from __future__ import annotations
 
-import os
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from modelwright.core.errors import missing_extra
 from modelwright.core.events import Log
 from modelwright.core.record import Record
-from modelwright.core.stage import Input
 from modelwright.core.units import bytes_text
 from modelwright.methods.sources._files import Bad, Files, decode, find, refuse
+from modelwright.methods.sources._open import cannot_read
 
 
 class Unreadable(Exception):
@@ -31,10 +30,7 @@ class Unreadable(Exception):
 class Documents(Files):
     """Files of which each is read whole or not at all. A kind says how it reads one (`records`)."""
 
-    def rows(self, inputs: Mapping[str, Input], log: Log) -> Iterator[Record]:
-        for name, bad in closed_folders(self.place(inputs)):
-            refuse(name, bad, log, self.on_bad)
-        yield from super().rows(inputs, log)
+    small: ClassVar[bool] = True
 
     def found(self, path: Path) -> list[Path]:
         return find(path, self.match, self.suffixes + tuple(suffix.upper() for suffix in self.suffixes))
@@ -52,20 +48,6 @@ class Documents(Files):
     def records(self, file: Path, name: str, log: Log) -> Iterator[Record]:
         """The rows of one file; Unreadable or OSError where it has none."""
         raise NotImplementedError
-
-
-def cannot_read(error: OSError) -> Bad:
-    return Bad("cannot be read", f"{type(error).__name__}: {error.strerror or error}")
-
-
-def closed_folders(path: Path) -> Iterator[tuple[str, Bad]]:
-    """Folders that may not be listed; a glob would pass over them in silence."""
-    errors: list[OSError] = []
-    if path.is_dir():
-        for _ in os.walk(path, onerror=errors.append):
-            pass
-    for error in errors:
-        yield os.path.relpath(error.filename, path), cannot_read(error)
 
 
 def text_of(data: bytes) -> str:

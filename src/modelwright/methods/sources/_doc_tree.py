@@ -14,8 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from modelwright.methods.sources._doc_files import cannot_read
-from modelwright.methods.sources._files import Bad
+from modelwright.methods.sources._open import Bad, cannot_read
 
 LeftOut = Literal["hidden", "ignored", "vendored", "generated", "minified"]
 
@@ -170,7 +169,8 @@ def _walk(folder: Path, base: str, above: _Folder, leave_out: frozenset[str], le
     rules = above.rules
     if "ignored" in leave_out and any(entry.name == ".gitignore" and entry.is_file() for entry in entries):
         try:
-            rules += ignore_rules((folder / ".gitignore").read_text(encoding="utf-8", errors="replace"), base)
+            with (folder / ".gitignore").open("rb") as file:
+                rules += ignore_rules(file.read(LICENCE_BYTES).decode("utf-8", "replace"), base)
         except OSError as error:
             yield Found(folder / ".gitignore", f"{base}.gitignore", cannot_read(error))
     licence = _licence(folder, base, [Path(entry.path) for entry in entries]) or (above.licence, above.licence_file)
@@ -186,6 +186,8 @@ def _walk(folder: Path, base: str, above: _Folder, leave_out: frozenset[str], le
                 yield from _walk(Path(entry.path), name + "/", here, leave_out, left_out)
         elif entry.is_file():
             yield Found(Path(entry.path), name, _reason(name, False, rules, leave_out), language_of(entry.name), *licence)
+        else:
+            left_out["pipe, socket or device"] += 1
 
 
 def _reason(name: str, folder: bool, rules: tuple[_Rule, ...], leave_out: frozenset[str]) -> str:
@@ -262,7 +264,7 @@ def ignored(name: str, folder: bool, rules: tuple[_Rule, ...]) -> bool:
 # --- licences -----------------------------------------------------------------------------------------
 
 LICENCE_BYTES = 100_000
-"""Longer ones are no licence; the GPL has 35,000."""
+"""Longer ones are no licence, the GPL has 35,000; of a `.gitignore` as much is read."""
 _LICENCE_FILE = re.compile(r"(?:un)?licen[cs]e|copying", re.IGNORECASE)
 _SPDX = re.compile(r"SPDX-License-Identifier:[ \t]*([^\r\n]{1,200})")
 _WORDS = (

@@ -1,54 +1,67 @@
-"""Reading the user's own files: which they are, objects with their line, and what is wrong with the line that cannot be read.
+"""Reading the user's own files: which they are, their rows as records, and what is refused.
 
-Sources: JSON Lines, https://jsonlines.org; RFC 4180 (CSV); RFC 8259 section 8.1 (JSON is UTF-8).
+Source: none to cite, files as they are; `_open` says how they are unpacked, `_rows` how objects are read.
 """
 
 from __future__ import annotations
 
-import csv
-import gzip
+import io
 import itertools
-import json
-import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, NamedTuple
+from typing import Annotated, BinaryIO, ClassVar, NamedTuple
 
 from pydantic import AfterValidator, Field
 
-from modelwright.core.errors import UserError, missing_extra
+from modelwright.core.errors import UserError
 from modelwright.core.events import Log
-from modelwright.core.record import Record
+from modelwright.core.record import Record, parse_records
 from modelwright.core.stage import Accepts, Input
 from modelwright.core.units import bytes_text
 from modelwright.methods.formats import Format, LeftOut, looking
 from modelwright.methods.sources import OnBad, Source, files_only
+from modelwright.methods.sources._open import (
+    LINE_BYTES,
+    Bad,
+    File,
+    cannot_read,
+    members,
+    obstacles,
+    opened,
+    plain_name,
+    skip_line,
+    steady,
+    with_packed,
+)
+from modelwright.methods.sources._rows import ALL, CSV, LINES, ROWS, How, Row, decode, delimiter_in, objects, of_lines, raw_lines
+
+__all__ = [
+    "ROWS",
+    "Bad",
+    "Files",
+    "How",
+    "Row",
+    "decode",
+    "find",
+    "name_in",
+    "objects",
+    "read",
+    "read_rows",
+    "read_text",
+    "refuse",
+]
 
 TEXT = (".txt", ".md", ".rst")
-ROWS = (".jsonl", ".ndjson", ".jsonl.gz", ".json", ".csv", ".tsv", ".parquet")
+TEXTS = with_packed(TEXT)
+ZIP = (".zip",)
 EVERY = "**/*"
 """The glob of all files at any depth."""
 PIECE_BYTES = 8 << 20
 """A text file is one document up to this size, and beyond it several: a library in one file would fill the memory."""
+LINES_BYTES, FILES = 2 << 20, 256
+"""Of a part that is read by itself: a few hundredths of a second of work, and little memory."""
 LOOK_ROWS = 50
 """Rows looked at to tell a file's format: enough to meet optional keys, few enough to keep in memory."""
-CSV_FIELD_CHARS = 10_000_000
-"""Longest CSV field; the standard library's limit of 131,072 is shorter than a book."""
-
-
-class Bad(NamedTuple):
-    """A row that cannot be read."""
-
-    reason: str
-    """Short and countable."""
-    detail: str
-
-
-class Row(NamedTuple):
-    """An object, or what is wrong with it, and the line (row for Parquet) where it starts, from 1."""
-
-    line: int
-    value: dict[str, Any] | Bad
 
 
 def find(path: Path, match: str, suffixes: tuple[str, ...]) -> list[Path]:
@@ -59,6 +72,8 @@ def find(path: Path, match: str, suffixes: tuple[str, ...]) -> list[Path]:
                 f"`match: {match}` would be ignored", f"{path} is a file, not a folder", "leave `match` out, or name the folder"
             )
         return [path]
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path} is no file", "it is a pipe or a device, which has no end", "give a file or a folder")
     files = sorted(p for p in path.glob(match) if p.is_file() and p.name.endswith(suffixes) and not _hidden(p, path))
     if not files:
         raise UserError(
@@ -83,14 +98,42 @@ class Files(Source):
     """A file that cannot be read: stop and name it, or leave it out and count it. Default: stop, to lose nothing unseen."""
 
     suffixes: ClassVar[tuple[str, ...]]
+    small: ClassVar[bool] = False
+    """True: no file holds more than one row or a few, so that each may be read anywhere."""
 
     def read(self, log: Log) -> Iterator[Record]:
         return self.rows({}, log)
 
     def rows(self, inputs: Mapping[str, Input], log: Log) -> Iterator[Record]:
+        return self.of_piece(self.named(inputs, log), log)
+
+    def named(self, inputs: Mapping[str, Input], log: Log) -> Iterator[tuple[Path, str]]:
+        """The files to read and what each is called."""
         path = self.place(inputs)
-        for file in self.found(path):
-            yield from self.of_file(file, name_in(path, file), log)
+        found = self.found(path)
+        for name, bad in obstacles(path, self.suffixes):
+            refuse(name, bad, log, self.on_bad)
+        for file in found:
+            yield file, name_in(path, file)
+
+    def pieces(self, inputs: Mapping[str, Input], log: Log) -> Iterator[list[tuple[Path, str]]] | None:
+        return self._some(inputs, log) if self.small else None
+
+    def _some(self, inputs: Mapping[str, Input], log: Log) -> Iterator[list[tuple[Path, str]]]:
+        """Files that take a third of a second together, or one that takes longer."""
+        some: list[tuple[Path, str]] = []
+        size = 0
+        for file, name in self.named(inputs, log):
+            some.append((file, name))
+            size += file.stat().st_size if file.exists() else 0
+            if size >= min(self.bytes_per_s / 3, LINES_BYTES) or len(some) == FILES:
+                yield some
+                some, size = [], 0
+        if some:
+            yield some
+
+    def of_piece(self, piece: Iterable[tuple[Path, str]], log: Log) -> Iterator[Record]:
+        return (record for file, name in piece for record in steady(file, self.of_file(file, name, log)))
 
     def place(self, inputs: Mapping[str, Input]) -> Path:
         return inputs[self.path].path if self.path in inputs else Path(self.path)
@@ -115,61 +158,114 @@ def read(
     layout: Format | None = None,
     on_bad: OnBad = "error",
     only: tuple[str, ...] = (),
+    how: How = ALL,
 ) -> Iterator[Record]:
     """Every record of a file or folder. `layout`: the row format; unset, each file's is told from its rows."""
-    for file in find(path, match, only or TEXT + ROWS):
-        name = name_in(path, file)
-        if file.name.endswith(TEXT):
-            yield from read_text(file, name, log, on_bad)
-        else:
-            yield from read_rows(file, name, log, layout, on_bad)
+    suffixes = only or TEXTS + ROWS
+    found = find(path, match, suffixes + ZIP)
+    for name, bad in obstacles(path, suffixes + ZIP):
+        refuse(name, bad, log, on_bad)
+    for file in found:
+        for part, name in parts_of(file, name_in(path, file), suffixes, log, on_bad):
+            text = plain_name(part.name).endswith(TEXT)
+            rows = read_text(part, name, log, on_bad) if text else read_rows(part, name, log, layout, on_bad, how)
+            yield from steady(file, rows)
 
 
-def read_text(file: Path, name: str, log: Log, on_bad: OnBad) -> Iterator[Record]:
+def parts_of(file: Path, name: str, suffixes: tuple[str, ...], log: Log, on_bad: OnBad) -> Iterator[tuple[File, str]]:
+    """The file itself, or the members of a zip archive, with their names."""
+    if not file.name.endswith(ZIP):
+        yield file, name
+        return
+    try:
+        inside = members(file, suffixes)
+    except OSError as error:
+        refuse(name, cannot_read(error), log, on_bad)
+        return
+    if not inside:
+        log.event("excluded", reason="zip archive without a file of this kind", files=1, path=name)
+    for member in inside:
+        yield member, f"{name}/{member.at}"
+
+
+def read_text(file: File, name: str, log: Log, on_bad: OnBad) -> Iterator[Record]:
     """A text file as one record, or as several that end with a paragraph where it is longer than `PIECE_BYTES`."""
-    size = file.stat().st_size
-    if size > PIECE_BYTES:
-        log.note(f"{name}: {bytes_text(size)} of text are read as several documents of about {bytes_text(PIECE_BYTES)}")
-    pieces = _text_pieces(file) if size > PIECE_BYTES else iter([_bytes(file)])
-    empty = True
-    for number, piece in enumerate(pieces, 1):
-        part = f"{name} piece {number}" if size > PIECE_BYTES else name
-        text = decode(piece)
-        empty = empty and not isinstance(text, Bad) and not text.strip()
+    seen = False
+    for part, piece in _numbered(_text_pieces(file), name, log):
+        text = piece if isinstance(piece, Bad) else decode(piece)
         if isinstance(text, Bad):
+            seen = True
             refuse(part, text, log, on_bad)
         elif text.strip():
+            seen = True
             yield Record(part, text=text, meta={"path": name})
-    if empty:
+    if not seen:
         refuse(name, Bad("empty file", "it has no character but white space"), log, on_bad)
 
 
-def _text_pieces(file: Path) -> Iterator[bytes]:
+def _numbered(pieces: Iterator[bytes | Bad], name: str, log: Log) -> Iterator[tuple[str, bytes | Bad]]:
+    """Each with its name: the file's where there is but one."""
+    first = list(itertools.islice(pieces, 2))
+    if len(first) < 2:
+        yield from ((name, piece) for piece in first)
+        return
+    log.note(f"{name}: a text longer than {bytes_text(PIECE_BYTES)} is read as several documents of about as much")
+    for number, piece in enumerate(itertools.chain(first, pieces), 1):
+        yield f"{name} piece {number}", piece
+
+
+def _text_pieces(file: File) -> Iterator[bytes | Bad]:
     try:
-        with file.open("rb") as stream:
-            while piece := stream.read(PIECE_BYTES):
-                parts, size = [piece], 0
-                for line in stream:
-                    parts.append(line)
-                    size += len(line)
-                    if not line.strip() or size > PIECE_BYTES // 8:  # a file may have no empty line
-                        break
-                yield b"".join(parts)
+        with opened(file) as stream:
+            piece = stream.read(PIECE_BYTES)
+            while piece:
+                piece, rest = _to_paragraph(piece, stream)
+                yield piece
+                piece = rest + stream.read(PIECE_BYTES - len(rest))
     except OSError as error:
-        raise _unreadable(file, error) from None
+        yield cannot_read(error)
 
 
-def read_rows(file: Path, name: str, log: Log, layout: Format | None, on_bad: OnBad) -> Iterator[Record]:
+def _to_paragraph(piece: bytes, stream: BinaryIO) -> tuple[bytes, bytes]:
+    """(as far as the next empty line, the rest). A file may have none, nor a line feed: then as far as a word."""
+    more_bytes = PIECE_BYTES // 8
+    while len(piece) < PIECE_BYTES + more_bytes and (line := stream.readline(more_bytes)):
+        piece += line
+        if not line.strip():
+            return piece, b""
+    if piece.endswith(b"\n") or len(piece) < PIECE_BYTES + more_bytes:
+        return piece, b""
+    cut = max(piece.rfind(sign, len(piece) // 2) for sign in (b" ", b"\n")) + 1
+    if not cut:  # before the last letter, which may be there in part
+        cut = next((at for at in range(len(piece) - 1, len(piece) - 5, -1) if piece[at] & 0xC0 != 0x80), len(piece))
+    return piece[:cut], piece[cut:]
+
+
+def read_rows(file: File, name: str, log: Log, layout: Format | None, on_bad: OnBad, how: How = ALL) -> Iterator[Record]:
     """A file of objects as records named `file:line`."""
-    rows = objects(file)
-    layout = layout or looking()
+    if file.name.endswith(CSV) and not how.delimiter:
+        how = how._replace(delimiter=delimiter_in(file))
+        log.note(f"{name}: read as CSV with {how.delimiter!r} between cells, because its name or its first line says so")
+    rows = objects(file, how)
     head = list(itertools.islice(rows, LOOK_ROWS))
+    if not head:
+        refuse(name, NO_ROW, log, on_bad)
+    yield from _records(itertools.chain(head, rows), name, _settled(head, name, log, layout), log, on_bad)
+
+
+def _settled(head: list[Row], name: str, log: Log, layout: Format | None) -> Format:
+    """What the first rows are laid out as."""
+    layout = layout or looking()
     good = [row.value for row in head if not isinstance(row.value, Bad)]
     if good:
         layout, reason = layout.settle(good, name)
         if reason:
             log.note(f"{name}: read as `{layout.model_dump()['kind']}`, because {reason}")
-    for row in itertools.chain(head, rows):
+    return layout
+
+
+def _records(rows: Iterable[Row], name: str, layout: Format, log: Log, on_bad: OnBad) -> Iterator[Record]:
+    for row in rows:
         if isinstance(row.value, Bad):
             refuse(name, row.value, log, on_bad, row.line)
             continue
@@ -179,6 +275,72 @@ def read_rows(file: Path, name: str, log: Log, layout: Format | None, on_bad: On
             refuse(name, Bad("left out by the format", str(choice)), log, "drop", row.line)
         except ValueError as error:
             refuse(name, Bad("not the format", str(error)), log, on_bad, row.line)
+
+
+class Lines(NamedTuple):
+    """Some lines of a file, as they are."""
+
+    name: str
+    first: int
+    """Number of the first one."""
+    data: bytes
+    layout: Format | None
+    """None: they are records as we write them."""
+    columns: tuple[str, ...] = ()
+    fault: Bad | None = None
+    """What is wrong behind them."""
+
+    def records(self, log: Log, on_bad: OnBad) -> Iterator[Record]:
+        lines = io.BytesIO(self.data)
+        if self.layout is None:
+            if self.fault:
+                refuse(self.name, self.fault, log, "error")
+            return parse_records(lines, self.name, self.first)
+        rows = How(self.columns).cut(of_lines(itertools.chain(lines, [self.fault] if self.fault else []), self.first))
+        return _records(rows, self.name, self.layout, log, on_bad)
+
+
+def line_pieces(path: Path, log: Log, match: str, layout: Format | None, on_bad: OnBad, how: How) -> Iterator[Lines] | None:
+    """The lines of all files, some at a time; None where one holds no lines."""
+    files = find(path, match, ROWS + ZIP)
+    if not all(file.name.endswith(LINES) for file in files):
+        return None
+
+    def pieces() -> Iterator[Lines]:
+        for name, bad in obstacles(path, ROWS + ZIP):
+            refuse(name, bad, log, on_bad)
+        for file in files:
+            name = name_in(path, file)
+            head = list(itertools.islice(how.cut(of_lines(raw_lines(file))), LOOK_ROWS))
+            yield from blocks(file, name, _settled(head, name, log, layout), how.columns)
+            if not head:
+                refuse(name, NO_ROW, log, on_bad)
+
+    return pieces()
+
+
+def blocks(file: Path, name: str, layout: Format | None, columns: tuple[str, ...] = ()) -> Iterator[Lines]:
+    """Whole lines, about `LINES_BYTES` at a time."""
+    return steady(file, _blocks(file, name, layout, columns))
+
+
+def _blocks(file: Path, name: str, layout: Format | None, columns: tuple[str, ...]) -> Iterator[Lines]:
+    first = 1
+    try:
+        with opened(file) as stream:
+            while data := stream.read(LINES_BYTES):
+                if not data.endswith(b"\n"):
+                    data += stream.readline(LINE_BYTES + 1)
+                    if len(data) > LINES_BYTES + LINE_BYTES and not data.endswith(b"\n"):
+                        skip_line(stream)
+                        data += b"\n"  # too long, and told as such; the next line has the next number
+                yield Lines(name, first, data, layout, columns)
+                first += data.count(b"\n")
+    except OSError as error:
+        yield Lines(name, first, b"", layout, columns, cannot_read(error))
+
+
+NO_ROW = Bad("empty file", "it has no row")
 
 
 def refuse(name: str, bad: Bad, log: Log, on_bad: OnBad, line: int | None = None) -> None:
@@ -192,182 +354,3 @@ def refuse(name: str, bad: Bad, log: Log, on_bad: OnBad, line: int | None = None
         "mend it, or set `on_bad: drop` to leave such rows out and count them",
         f"{name} line {line}" if line else name,
     )
-
-
-# --- bytes to objects ---------------------------------------------------------------------------------
-
-
-def decode(data: bytes) -> str | Bad:
-    """UTF-8, with or without its mark; anything else is named."""
-    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        return Bad("wrong encoding", "this is UTF-16; save it as UTF-8")
-    if b"\0" in data:
-        return Bad("NUL byte", f"byte {data.index(0)} is zero: binary data, a hole left by a crash, or UTF-16")
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        return Bad("wrong encoding", f"byte {error.start} (0x{data[error.start]:02x}) is not UTF-8; convert the file to UTF-8")
-
-
-def objects(file: Path) -> Iterator[Row]:
-    """The objects of a file, by its suffix."""
-    name = file.name
-    if name.endswith(".parquet"):
-        return _parquet(file)
-    if name.endswith((".csv", ".tsv")):
-        return _csv(file)
-    if name.endswith(".json"):
-        return _json(file)
-    if name.endswith(ROWS):
-        return _lines(file)
-    raise UserError(f"{name}: no reader for this kind of file", fix=f"known: {', '.join(ROWS + TEXT)}")
-
-
-def _bytes(file: Path) -> bytes:
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise _unreadable(file, error) from None
-
-
-def _unreadable(file: Path, error: Exception) -> UserError:
-    return UserError(f"{file.name} cannot be read", f"{type(error).__name__}: {error}", "check the file and its permissions")
-
-
-def _raw_lines(file: Path) -> Iterator[bytes]:
-    try:
-        with gzip.open(file) if file.name.endswith(".gz") else file.open("rb") as stream:
-            yield from stream
-    except (OSError, EOFError, zlib.error) as error:
-        raise _unreadable(file, error) from None
-
-
-def _lines(file: Path) -> Iterator[Row]:
-    for number, raw in enumerate(_raw_lines(file), 1):
-        line = decode(raw)
-        if isinstance(line, Bad):
-            yield Row(number, line)
-        elif line.strip():
-            yield Row(number, _object(line, whole=raw.endswith(b"\n")))
-
-
-def _object(line: str, whole: bool) -> dict[str, Any] | Bad:
-    try:
-        value = json.loads(line)
-    except json.JSONDecodeError as error:
-        if not whole:
-            return Bad("torn last line", f"it ends without a line feed inside a JSON value ({error.msg}, column {error.colno})")
-        return Bad("bad JSON", f"{error.msg} at column {error.colno}")
-    except RecursionError:
-        return Bad("bad JSON", "nested too deeply")
-    if not isinstance(value, dict):
-        return Bad("not an object", f"the line holds {_noun(value)}")
-    return _whole(value) if "\\u" in line else value
-
-
-def _whole(value: dict[str, Any]) -> dict[str, Any] | Bad:
-    """The object, unless it holds half of a surrogate pair, which no file can store."""
-    try:
-        json.dumps(value, ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        return Bad("broken character", f"half of a surrogate pair, {error.object[error.start]!a}")
-    return value
-
-
-def _noun(value: Any) -> str:
-    return {list: "a list", str: "a string", int: "a number", float: "a number", bool: "true or false"}.get(type(value), "null")
-
-
-def _json(file: Path) -> Iterator[Row]:
-    """A list of objects, an object that holds one such list, or JSON Lines under the wrong suffix."""
-    data = _bytes(file)
-    text = decode(data)
-    if isinstance(text, Bad):
-        yield Row(1, text)
-        return
-    try:
-        tree = json.loads(text)
-    except json.JSONDecodeError as error:
-        if error.msg == "Extra data" and text.lstrip().startswith("{"):
-            yield from _lines(file)
-            return
-        torn = "; the file seems to be cut off" if error.pos >= len(text.rstrip()) - 1 else ""
-        yield Row(error.lineno, Bad("bad JSON", f"{error.msg} at column {error.colno}{torn}"))
-        return
-    if isinstance(tree, dict):
-        lists = [value for value in tree.values() if isinstance(value, list) and value and isinstance(value[0], dict)]
-        tree = lists[0] if len(lists) == 1 and not any(isinstance(v, (str, bool)) for v in tree.values()) else [tree]
-    for number, value in enumerate(tree if isinstance(tree, list) else [tree], 1):
-        yield Row(number, _whole(value) if isinstance(value, dict) else Bad("not an object", f"item {number} is {_noun(value)}"))
-
-
-def _csv(file: Path) -> Iterator[Row]:
-    limit = csv.field_size_limit(CSV_FIELD_CHARS)
-    try:
-        yield from _csv_rows(file)
-    finally:
-        csv.field_size_limit(limit)
-
-
-def _csv_rows(file: Path) -> Iterator[Row]:
-    faults: dict[int, Bad] = {}
-
-    def lines() -> Iterator[str]:
-        for number, raw in enumerate(_raw_lines(file), 1):
-            line = decode(raw)
-            if isinstance(line, Bad):
-                faults[number] = line
-                yield raw.replace(b"\0", b"").decode("utf-8", "replace")
-            else:
-                yield line
-
-    source = lines()
-    head = next(source, "")
-    marks = "\t" if file.name.endswith(".tsv") else max(",;\t", key=head.count)
-    reader = csv.reader(itertools.chain([head], source), delimiter=marks, strict=True)
-    last = 0
-    keys: list[str] | None = None
-    while True:
-        start = last + 1
-        try:
-            cells = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            yield Row(start, Bad("bad CSV", f"{error}; the row starts here"))
-            if reader.line_num == last:
-                return
-            last = reader.line_num
-            continue
-        last = reader.line_num
-        spoilt = next((faults[n] for n in range(start, last + 1) if n in faults), None)
-        if keys is None and not spoilt:
-            keys = cells
-        elif not cells:
-            continue
-        else:
-            yield Row(start, spoilt or _cells(keys or [], cells))
-
-
-def _cells(keys: list[str], cells: list[str]) -> dict[str, Any] | Bad:
-    if len(keys) != len(cells):
-        return Bad("bad CSV", f"{len(cells)} cells, but the header has {len(keys)}")
-    return dict(zip(keys, cells, strict=True))
-
-
-def _parquet(file: Path) -> Iterator[Row]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise missing_extra("pyarrow", "hub", f"{file.name} (Parquet)") from None
-    try:
-        table = pyarrow.parquet.ParquetFile(file)
-        batches: Iterable[Any] = table.iter_batches(batch_size=1024)
-        number = 0
-        for batch in batches:
-            for value in batch.to_pylist():
-                number += 1
-                yield Row(number, value)
-    except (OSError, pyarrow.ArrowException) as error:
-        raise _unreadable(file, error) from None

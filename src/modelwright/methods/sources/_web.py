@@ -1,6 +1,7 @@
 """What the sources of web pages share: in which encoding one is, and how much of one is read.
 
-Source: WHATWG, Encoding Standard, https://encoding.spec.whatwg.org (labels of encodings, the byte order mark first).
+Source: WHATWG, Encoding Standard, https://encoding.spec.whatwg.org (labels of encodings, the byte order mark first). What
+differs: browsers trust the server; here a page that is valid UTF-8 is UTF-8, since servers say ISO-8859-1 of everything.
 """
 
 from __future__ import annotations
@@ -13,13 +14,17 @@ from modelwright.methods.sources._files import Bad
 PAGE_BYTES = 8 << 20
 """Largest page by default: where a text file is divided, and more than the 5 MiB at which Common Crawl cuts a page."""
 _BOMS = ((b"\xef\xbb\xbf", "utf-8"), (b"\xff\xfe", "utf-16-le"), (b"\xfe\xff", "utf-16-be"))
+_ASCII = bytes(range(128))
+_SURE_BYTES = 8
+"""As many bytes beyond ASCII that are valid UTF-8 are UTF-8, whatever a server says: RFC 3629, section 1. The number is ours."""
 _LOOK_BYTES = 1024
 """Where a page must name its encoding: https://html.spec.whatwg.org/#charset."""
 _CHARSET = re.compile(rb"""<meta[^>]{1,200}?charset\s*=\s*["']?\s*([\w.:-]{1,40})""", re.IGNORECASE)
 
 
 def decode_page(data: bytes, said: str | None = None) -> str | Bad:
-    """A page's text by its mark, by what the server `said`, by its own `meta charset`, else as UTF-8; where none fits, that."""
+    """A page's text by its mark, as UTF-8 where it can be nothing else, by what the server `said`, by its own `meta charset`,
+    else as UTF-8; where none fits, that."""
     try:
         from resiliparse.parse.encoding import map_encoding_to_html5
     except ImportError:
@@ -30,12 +35,15 @@ def decode_page(data: bytes, said: str | None = None) -> str | Bad:
             return _decoded(data[len(mark) :], encoding)
     inside = _CHARSET.search(data[:_LOOK_BYTES])
     labels = [said, inside and inside.group(1).decode("ascii", "replace")]
-    for label in filter(None, labels):
-        known = map_encoding_to_html5(label, fallback_utf8=False)  # a fixed list: a page cannot name any codec of Python
-        if known and not known.startswith("utf"):  # a label that reads as ASCII is not UTF-16
-            text = _decoded(data, known)
-            if not isinstance(text, Bad):
-                return text
+    known = [map_encoding_to_html5(label, fallback_utf8=False) for label in filter(None, labels)]  # a fixed list of the standard
+    beyond_bytes = len(data.translate(None, _ASCII))
+    order = [encoding for encoding in known if encoding and not encoding.startswith("utf-16")]  # it reads as ASCII
+    if beyond_bytes >= _SURE_BYTES or (beyond_bytes and "utf-8" in order):
+        order.insert(0, "utf-8")
+    for encoding in order:
+        text = _decoded(data, encoding)
+        if not isinstance(text, Bad):
+            return text
     return _decoded(data, "utf-8")
 
 

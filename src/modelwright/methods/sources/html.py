@@ -13,12 +13,13 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field
 
-from modelwright.core.errors import UserError, missing_extra
+from modelwright.core.errors import missing_extra
 from modelwright.core.events import Log
 from modelwright.core.record import Record
 from modelwright.core.stage import Accepts
 from modelwright.methods.sources import OnBad, files_only
 from modelwright.methods.sources._files import EVERY, Bad, Files, refuse
+from modelwright.methods.sources._open import cannot_read
 from modelwright.methods.sources._web import PAGE_BYTES, decode_page, too_large
 
 _BODY = re.compile(r"<body\b", re.IGNORECASE)
@@ -29,6 +30,7 @@ class Html(Files):
 
     bytes_per_s: ClassVar[float] = 30e6
     suffixes: ClassVar[tuple[str, ...]] = (".html", ".htm", ".xhtml")
+    small: ClassVar[bool] = True
 
     kind: Literal["html"] = "html"
     path: Annotated[str, Accepts(("records",)), AfterValidator(files_only)] = Field(examples=["./pages/"])
@@ -52,7 +54,7 @@ class Html(Files):
             with file.open("rb") as stream:
                 data = stream.read(self.max_page_bytes + 1)
         except OSError as error:
-            raise UserError(f"{file.name} cannot be read", str(error), "check the file and its permissions") from None
+            return cannot_read(error)
         if len(data) > self.max_page_bytes:
             return too_large(self.max_page_bytes)
         return decode_page(data) if data.strip() else Bad("empty file", "it has no character but white space")

@@ -22,9 +22,10 @@ from modelwright.core.events import Log
 from modelwright.core.record import Record
 from modelwright.core.stage import Input
 from modelwright.core.units import bytes_text
-from modelwright.methods.sources._doc_files import Documents, Unreadable, cannot_read, closed_folders
+from modelwright.methods.sources._doc_files import Documents, Unreadable
 from modelwright.methods.sources._doc_html import html_text
 from modelwright.methods.sources._files import find, refuse
+from modelwright.methods.sources._open import cannot_read, obstacles
 
 MESSAGE_BYTES = 50_000_000
 """Longer messages are counted as unreadable: they hold films, and would lie in memory thrice."""
@@ -59,6 +60,7 @@ class Mail(Documents):
     bytes_per_s: ClassVar[float] = 2.5e6
     """Measured on a 2-core machine."""
     suffixes: ClassVar[tuple[str, ...]] = (".eml", ".mbox")
+    small: ClassVar[bool] = False
 
     kind: Literal["mail"] = "mail"
     per: Literal["message", "thread"] = Field("message", examples=["thread"])
@@ -86,7 +88,7 @@ class Mail(Documents):
             yield from super().rows(inputs, log)
             return
         path = self.place(inputs)
-        for name, bad in closed_folders(path):
+        for name, bad in obstacles(path, self.suffixes):
             refuse(name, bad, log, self.on_bad)
         for places in self._threads(path, log):
             yield from self._thread(places, log)

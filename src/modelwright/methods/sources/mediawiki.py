@@ -18,12 +18,13 @@ from urllib.parse import quote
 
 from pydantic import AfterValidator, Field
 
-from modelwright.core.errors import UserError, missing_extra
+from modelwright.core.errors import missing_extra
 from modelwright.core.events import Log
 from modelwright.core.record import Record
 from modelwright.core.stage import Accepts
 from modelwright.methods.sources import OnBad, files_only
 from modelwright.methods.sources._files import EVERY, Bad, Files, refuse
+from modelwright.methods.sources._open import cannot_read
 from modelwright.methods.sources._web import PAGE_BYTES, too_large
 from modelwright.methods.sources._web_wikitext import FILES_AND_CATEGORIES, plain
 
@@ -77,7 +78,7 @@ class MediaWiki(Files):
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             refuse(name, Bad("torn archive", f"{error}; nothing after is read"), log, self.on_bad)
         except OSError as error:  # of bz2, broken data too
-            raise UserError(f"{name} cannot be read", str(error), "check the file and its permissions") from None
+            refuse(name, cannot_read(error), log, self.on_bad)
 
     def _pages(self, stream: _Bounded, name: str, left_out: Counter[str]) -> Iterator[Record]:
         from defusedxml.ElementTree import iterparse

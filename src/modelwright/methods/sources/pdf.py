@@ -26,6 +26,8 @@ EDGE_LINES = 2
 """Lines at the top and at the bottom of a page that may be a running header or footer: title and page number.
 
 Never more than half of a page."""
+END_BYTES = 1 << 16
+"""Where the mark of the end must stand; other readers look through the last 1024 bytes."""
 NEAR_PAGES = 4
 """Pages before and after one that it is compared with: a chapter has its own header, and left and right pages differ."""
 _BROKEN_WORD = re.compile(r"(?<=[^\W\d_])[-\u00ad\u2010][ \t]*\n\s*(?=[^\W\d_])")
@@ -86,10 +88,16 @@ def _read(file: Path, max_pages: int) -> _Read:
     except ImportError:
         raise missing_extra("pypdf", "docs", f"{file.name} (PDF)") from None
     logging.getLogger("pypdf").setLevel(logging.ERROR)  # it warns of every oddity that it could mend
-    if not file.stat().st_size:
+    size_bytes = file.stat().st_size
+    if not size_bytes:
         raise Unreadable("empty file", "it has no byte")
     try:
         with file.open("rb") as stream:
+            stream.seek(-min(size_bytes, END_BYTES), 2)
+            if b"%%EOF" not in stream.read():  # pypdf would look for it line by line through all of the file
+                raise Unreadable(
+                    "damaged PDF", "its end is missing (no %%EOF): cut off, or another kind of file under this suffix"
+                )
             reader = pypdf.PdfReader(stream)
             if reader.is_encrypted and not _opens(reader):
                 raise Unreadable("encrypted", "it opens with a password only; save it without one")

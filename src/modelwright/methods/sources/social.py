@@ -42,6 +42,7 @@ class Social(Documents):
     bytes_per_s: ClassVar[float] = 10e6
     """Measured on a 2-core machine; Posts.xml is slower, 4e6."""
     suffixes: ClassVar[tuple[str, ...]] = (".jsonl", ".ndjson", ".jsonl.gz", ".json", ".js", ".xml")
+    small: ClassVar[bool] = False
 
     kind: Literal["social"] = "social"
     min_score: int | None = Field(None, examples=[2])
@@ -61,6 +62,7 @@ class Social(Documents):
                 log.event("excluded", reason=f"posts: {reason}", files=count, file=name)
 
     def _posts(self, file: Path, name: str, log: Log, left_out: Counter[str], told: set[str]) -> Iterator[Record]:
+        row = None
         for row in rows_of(file):
             if isinstance(row.value, Bad):
                 refuse(name, row.value, log, self.on_bad, row.line)
@@ -81,6 +83,9 @@ class Social(Documents):
                 )
             else:
                 yield Record(f"{name}:{row.line}", text=text.strip() + "\n", meta={"path": name, "site": site, **meta})
+
+        if row is None:
+            raise Unreadable("empty file", "it has no post")
 
     def _low(self, score: int) -> str:
         return "score below `min_score`" if self.min_score is not None and score < self.min_score else ""

@@ -17,15 +17,15 @@ from modelwright.core.events import Log
 from modelwright.core.record import Record
 from modelwright.core.stage import Accepts
 from modelwright.methods.sources import OnBad, files_only
-from modelwright.methods.sources._files import EVERY, TEXT, Files, read_text
+from modelwright.methods.sources._files import EVERY, TEXTS, ZIP, Files, parts_of, read_text
 
 _BLANK = re.compile(r"\n[ \t]*\n\s*")
 
 
 class Text(Files):
-    """`.txt`, `.md` and `.rst` files."""
+    """`.txt`, `.md` and `.rst` files, packed or in zip archives, too."""
 
-    suffixes: ClassVar[tuple[str, ...]] = TEXT
+    suffixes: ClassVar[tuple[str, ...]] = TEXTS + ZIP
 
     kind: Literal["text"] = "text"
     path: Annotated[str, Accepts(("records",)), AfterValidator(files_only)] = Field(examples=["./notes/"])
@@ -38,8 +38,9 @@ class Text(Files):
     """A file that is not UTF-8 text: stop and name it, or leave it out and count it. Default: stop, to lose nothing unseen."""
 
     def of_file(self, file: Path, name: str, log: Log) -> Iterator[Record]:
-        for record in read_text(file, name, log, self.on_bad):
-            yield from self._pieces(record)
+        for part, called in parts_of(file, name, TEXTS, log, self.on_bad):
+            for record in read_text(part, called, log, self.on_bad):
+                yield from self._pieces(record)
 
     def _pieces(self, record: Record) -> Iterator[Record]:
         if self.per == "file":

@@ -14,14 +14,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
-from modelwright.core.errors import UserError, missing_extra
+from modelwright.core.errors import missing_extra
 from modelwright.core.events import Log
 from modelwright.core.record import Record
 from modelwright.core.stage import Accepts
-from modelwright.methods.sources import OnBad, files_only
+from modelwright.methods.sources import OnBad
 from modelwright.methods.sources._files import EVERY, Bad, Files, refuse
+from modelwright.methods.sources._open import cannot_read
 from modelwright.methods.sources._web import PAGE_BYTES, decode_page, too_large
 
 HTML = ("text/html", "application/xhtml+xml")
@@ -35,8 +36,8 @@ class Warc(Files):
     suffixes: ClassVar[tuple[str, ...]] = (".warc", ".warc.gz", ".wet", ".wet.gz")
 
     kind: Literal["warc"] = "warc"
-    path: Annotated[str, Accepts(("records",)), AfterValidator(files_only)] = Field(examples=["./crawl/"])
-    """A file or folder (with a slash; it starts at the recipe's folder), or `hf:org/name@revision`."""
+    path: Annotated[str, Accepts(("crawl",))] = Field(examples=["./crawl/"])
+    """A stage that crawled, a file or folder (with a slash, from the recipe's folder), or `hf:org/name@revision`."""
     match: str = Field(EVERY, examples=["**/*.wet"])
     """Glob of the files in a folder; the default takes every archive at any depth."""
     max_page_bytes: int = Field(PAGE_BYTES, ge=1, examples=[60])
@@ -51,7 +52,7 @@ class Warc(Files):
             with file.open("rb") as stream:
                 yield from self._archive(stream, name, left_out, log)
         except OSError as error:
-            raise UserError(f"{name} cannot be read", str(error), "check the file and its permissions") from None
+            refuse(name, cannot_read(error), log, self.on_bad)
         for reason, records in sorted(left_out.items()):
             log.event("excluded", reason=reason, files=records, path=name)
 
@@ -80,6 +81,8 @@ class Warc(Files):
             fault = str(error)
         if fault := fault or unpacked.fault():
             refuse(name, Bad("torn archive", f"{fault}; nothing after record {number} is read"), log, self.on_bad)
+        elif not number:
+            refuse(name, Bad("empty file", "it holds no answer of a server and no text"), log, self.on_bad)
 
     def _page(self, found: Any) -> str | Bad:
         """The text of a record; an `_Other` says why it is no page."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
@@ -87,8 +88,117 @@ class Step(Spec):
         """What judges one chunk of rows after the other; made once in each process, where something has to be made first."""
         return lambda rows: self.apply(rows, run)
 
+    def shown(self, text: str) -> str:
+        """A text as samples of dropped and of kept rows may show it."""
+        return text
 
-class Choosing(Step):
+
+class Bound(NamedTuple):
+    """A number of each row, and how far it may go. What bounds the same number from two sides shows as one histogram."""
+
+    of: str
+    """What the number is: `words`."""
+    value_D: Any
+    """[D]; NaN is of a row that is not judged by it."""
+    least: float
+    most: float
+    field: str
+    """The threshold."""
+
+
+class ByNumbers(Step):
+    """Judges rows by numbers of their text (`content`) that its thresholds do not enter: a run with other ones finds them in the
+    store."""
+
+    published: ClassVar[str] = ""
+    """Where default thresholds come from, for the report."""
+    in_company: ClassVar[bool] = False
+    """True: the last bits of a row's numbers depend on the rows beside it."""
+
+    def measured_by(self, run: Run) -> dict[str, Any] | None:
+        """What else numbers depend on, as a JSON tree with the `name` of the numbers: steps with an equal tree share them. None:
+        they are not worth keeping. The code that makes them counts by itself."""
+        return None
+
+    def bounds(self, numbers: Numbers) -> dict[str, Bound]:
+        """By the reason for which a row goes, in the order in which they are told."""
+        return {}
+
+    def at_least(self, of: str, value_D: Any, field: str) -> Bound:
+        least = getattr(self, field)
+        return Bound(of, value_D, -math.inf if least is None else least, math.inf, field)
+
+    def at_most(self, of: str, value_D: Any, field: str) -> Bound:
+        most = getattr(self, field)
+        return Bound(of, value_D, -math.inf, math.inf if most is None else most, field)
+
+
+Measure = Callable[[Sequence[Record]], Numbers]
+
+
+class Judged(NamedTuple):
+    results: list[Record | Cut | Drop]
+    bounds: dict[str, Bound]
+    gone_D: bytes
+    """Of the rows that have numbers: 1 for those that were dropped."""
+
+
+class Measuring(ByNumbers):
+    """Judges each row by itself. Every number of it is the same in any company."""
+
+    def reads(self, record: Record) -> bool:
+        """Whether a row is judged; another one passes."""
+        return True
+
+    def measurer(self, run: Run) -> Measure:
+        """Made once in each process; only given rows that are read."""
+        raise NotImplementedError
+
+    def verdicts(self, rows: Sequence[Record], numbers: Numbers, bounds: Mapping[str, Bound]) -> Iterator[Record | Cut | Drop]:
+        """What becomes of each row: here it goes at the first bound that it does not keep."""
+        import numpy as np
+
+        if not bounds:
+            yield from rows
+            return
+        failed_RD = np.stack([(value_D < least) | (value_D > most) for _, value_D, least, most, _ in bounds.values()])
+        first_D = np.where(failed_RD.any(axis=0), failed_RD.argmax(axis=0), -1).tolist()
+        reasons = list(bounds)
+        for row, first in enumerate(first_D):
+            if first < 0:
+                yield rows[row]
+            else:
+                yield Drop(rows[row], reasons[first], told(bounds[reasons[first]], row))
+
+    def judged(self, rows: Sequence[Record], measure: Measure) -> Judged:
+        read = [self.reads(record) for record in rows]
+        judged = [record for record, is_read in zip(rows, read, strict=True) if is_read]
+        if not judged:
+            return Judged(list(rows), {}, b"")
+        numbers = measure(judged)
+        bounds = self.bounds(numbers)
+        results = list(self.verdicts(judged, numbers, bounds))
+        gone = bytes(isinstance(result, Drop) for result in results)
+        verdict = iter(results)
+        return Judged([next(verdict) if is_read else row for row, is_read in zip(rows, read, strict=True)], bounds, gone)
+
+    def ready(self, run: Run) -> Judge:
+        measure = self.measurer(run)
+        return lambda rows: (result for batch in batches(rows) for result in self.judged(batch, measure).results)
+
+    def apply(self, rows: Iterator[Record], run: Run) -> Iterator[Record | Cut | Drop]:
+        return self.ready(run)(rows)
+
+
+def told(bound: Bound, row: int) -> str:
+    """By how much a row fails."""
+    value = bound.value_D[row].item()
+    below = value < bound.least
+    shown = f"{value:.3g}" if isinstance(value, float) else str(value)
+    return f"{bound.of} {shown}, {f'less than {bound.least:g}' if below else f'more than {bound.most:g}'}"
+
+
+class Choosing(ByNumbers):
     """Looks at all rows together, but only at numbers: those of a chunk of rows are worked out anywhere, then `choose` sees all.
 
     So the rows themselves need not be in memory, and only the choice waits for the last one."""
@@ -102,6 +212,10 @@ class Choosing(Step):
     def waits(self) -> bool:
         """Whether the choice needs the last row; else what becomes of a row depends on those before it."""
         return True
+
+    def memory_bytes(self, rows: float, bytes_in: float) -> float:
+        """Of the numbers of so many rows and what the choice makes of them, for estimates. Default: two numbers a row."""
+        return 16 * rows
 
     def chooser(self, run: Run) -> Choice:
         """Gives the rows that go and why, or what is cut from them: of all rows at once where the choice waits, else of one chunk

@@ -48,6 +48,12 @@ def learnt(refs: dict[str, Sequence[str]], run: Run) -> Trained:
     return trained(Texts.of(texts), np.arange(len(texts)) < counts[0], seed=0)
 
 
+def known(refs: dict[str, Sequence[str]], run: Run) -> dict[str, list[str]] | None:
+    """What stands behind references, for `measured_by`; None where that has no key."""
+    found = {field: [f"{run.inputs[ref].key}#{run.inputs[ref].part}" for ref in named] for field, named in refs.items()}
+    return found if all(run.inputs[ref].key for named in refs.values() for ref in named) else None
+
+
 def told(step: str, found: Trained) -> str:
     """What the user should know of it."""
     text = f"{step}: the classifier tells held-out examples apart with an AUC of {found.auc:.3f} ({found.held_out} rows)"

@@ -8,29 +8,43 @@ pages that are not English, and repeated spans: these are steps of their own.
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
-from pydantic import Field
+from pydantic import Field, PrivateAttr
 
 from modelwright.core.record import Record
 from modelwright.core.spec import Advice
 from modelwright.core.stage import Run
-from modelwright.methods.steps import Cut, Drop, Step, is_python
+from modelwright.methods.steps import Bound, Cut, Drop, Measure, Measuring, Numbers, is_python
 from modelwright.methods.steps._cuts import Losses
 from modelwright.methods.steps._sentences import sentences
 
 _CITATION = re.compile(r"\[\d*\]|\[edit\]|\[citation needed\]")
 _POLICIES = ("terms of use", "privacy policy", "cookie policy", "uses cookies", "use of cookies", "use cookies")
 _ENDS = (".", "?", "!", '"', "'")
+_LOREM, _CURLY = "lorem ipsum", "curly brackets"
 
 
-class C4(Step):
+class _Page(NamedTuple):
+    """What the rules for lines make of a document."""
+
+    paragraphs: int
+    lines: list[str]
+    losses: Losses
+    fault: str = ""
+    """Why the whole of it goes, and for which line."""
+    line: str = ""
+
+
+class C4(Measuring):
     """Lines are cut, documents dropped; source code and chats pass. Empty lines and the spaces around lines go too."""
 
     bytes_per_s: ClassVar[float] = 20e6
+    published: ClassVar[str] = "Raffel et al. 2020, JMLR 21, 20-074, section 2.2"
     advice: ClassVar[Advice] = Advice("web pages in English", "code, lists, verse, or text whose lines are wrapped")
 
     kind: Literal["c4"] = "c4"
@@ -64,15 +78,62 @@ class C4(Step):
     def unused(self, context: object) -> dict[str, str]:
         return {} if self.min_paragraphs else {"min_paragraph_chars": "`min_paragraphs` is 0: no document needs long lines"}
 
-    def apply(self, rows: Iterator[Record], run: Run) -> Iterator[Record | Cut | Drop]:
-        for record in rows:
-            yield self._judged(record) if record.text and not is_python(record) else record
+    _pages: dict[str, _Page] = PrivateAttr(default_factory=dict)
+    """Of the texts that were measured last: their lines are not looked at twice."""
 
-    def _judged(self, record: Record) -> Record | Cut | Drop:
-        lines = record.text.splitlines()
+    def measured_by(self, run: Run) -> dict[str, Any]:
+        fields = type(self).model_fields.keys() - {"kind", "min_sentences", "min_paragraphs"}
+        return {"name": "c4", "counts": bool(self.min_sentences), **{name: getattr(self, name) for name in sorted(fields)}}
+
+    def reads(self, record: Record) -> bool:
+        return bool(record.text) and not is_python(record)
+
+    def measurer(self, run: Run) -> Measure:
+        import numpy as np
+
+        def measure(rows: Sequence[Record]) -> Numbers:
+            self._pages = {record.text: self._page(record.text) for record in rows}
+            pages = [self._pages[record.text] for record in rows]
+            return {
+                "paragraphs": np.array([page.paragraphs for page in pages]),
+                "lorem_ipsum": np.array([int(page.fault == _LOREM) for page in pages]),
+                "curly_brackets": np.array([int(page.fault == _CURLY) for page in pages]),
+                "sentences": np.array([sum(map(sentences, page.lines)) if self.min_sentences else 0 for page in pages]),
+            }
+
+        return measure
+
+    def bounds(self, numbers: Numbers) -> dict[str, Bound]:
+        import numpy as np
+
+        found = {f"c4: {fault}": self._without(fault, numbers) for fault in (_LOREM, _CURLY)}
+        if self.min_paragraphs:
+            paragraphs = self.at_least("long lines", numbers["paragraphs"], "min_paragraphs")
+            found = {"c4: too few paragraphs": paragraphs, **found}
+        if self.min_sentences:
+            whole_D = np.where(numbers["lorem_ipsum"] + numbers["curly_brackets"], np.nan, numbers["sentences"])
+            found["c4: too few sentences"] = self.at_least("sentences", whole_D, "min_sentences")
+        return found
+
+    def _without(self, fault: str, numbers: Numbers) -> Bound:
+        field = fault.replace(" ", "_")
+        return Bound(f"has {fault}", numbers[field], -math.inf, math.inf if getattr(self, field) else 0, field)
+
+    def verdicts(self, rows: Sequence[Record], numbers: Numbers, bounds: Mapping[str, Bound]) -> Iterator[Record | Cut | Drop]:
+        for result in super().verdicts(rows, numbers, bounds):
+            record = result.record if isinstance(result, Drop) else result
+            assert isinstance(record, Record)
+            if not isinstance(result, Drop):
+                page = self._pages.get(record.text) or self._page(record.text)
+                yield page.losses.row(record, replace(record, text="\n".join(page.lines)))
+            elif result.reason in (f"c4: {_LOREM}", f"c4: {_CURLY}"):
+                yield result._replace(detail=(self._pages.get(record.text) or self._page(record.text)).line[:100])
+            else:
+                yield result
+
+    def _page(self, text: str) -> _Page:
+        lines = text.splitlines()
         paragraphs = sum(len(line) >= self.min_paragraph_chars for line in lines)
-        if paragraphs < self.min_paragraphs:
-            return Drop(record, "c4: too few paragraphs", f"{paragraphs}, fewer than {self.min_paragraphs}")
         losses = Losses("c4")
         kept: list[str] = []
         for line in filter(None, map(str.strip, lines)):
@@ -83,15 +144,12 @@ class C4(Step):
             bare = line if self.citations or "[" not in line else losses.sub("citations", _CITATION, "", line)
             fault, whole_page = self._fault(bare, len(words))
             if whole_page:
-                return Drop(record, f"c4: {fault}", bare[:100])
+                return _Page(paragraphs, [], losses, fault, bare)
             if fault:
                 losses.add(fault, 1, len(bare))
             else:
                 kept.append(bare)
-        count = sum(map(sentences, kept)) if self.min_sentences else 0
-        if count < self.min_sentences:
-            return Drop(record, "c4: too few sentences", f"{count}, fewer than {self.min_sentences}")
-        return losses.row(record, replace(record, text="\n".join(kept)))
+        return _Page(paragraphs, kept, losses)
 
     def _fault(self, line: str, words: int) -> tuple[str, bool]:
         """What is wrong with a line, and whether the whole page goes for it."""
@@ -101,11 +159,11 @@ class C4(Step):
             return "lines of few words", False
         low = line.lower()
         if not self.lorem_ipsum and "lorem ipsum" in low:
-            return "lorem ipsum", True
+            return _LOREM, True
         if not self.javascript and "javascript" in low:
             return "lines that name JavaScript", False
         if not self.curly_brackets and "{" in line:
-            return "curly brackets", True
+            return _CURLY, True
         if not self.policies and any(phrase in low for phrase in _POLICIES):
             return "lines that name a policy", False
         return "", False

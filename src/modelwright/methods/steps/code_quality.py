@@ -9,16 +9,17 @@ The share of a file that is one literal table is ours, in place of their search 
 from __future__ import annotations
 
 import ast
+import math
 import re
 import warnings
-from collections.abc import Iterator
-from typing import ClassVar, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from modelwright.core.record import Record
 from modelwright.core.stage import Run
-from modelwright.methods.steps import Drop, Step, is_python
+from modelwright.methods.steps import Bound, Cut, Drop, Measure, Measuring, Numbers, is_python
 
 _GENERATED = re.compile(
     r"auto-?generated|automatically generated|generated (?:by|from|file)|machine generated|do not edit|don't edit", re.IGNORECASE
@@ -27,10 +28,11 @@ _TABLE_LINES = 20
 """A literal of fewer lines is a default or a lookup that a person wrote."""
 
 
-class CodeQuality(Step):
+class CodeQuality(Measuring):
     """Judges Python documents; other rows pass."""
 
     bytes_per_s: ClassVar[float] = 4e6
+    published: ClassVar[str] = "Li et al. 2023, arXiv:2305.06161, section 3.1"
 
     kind: Literal["code_quality"] = "code_quality"
     parses: bool = Field(True, examples=[False])
@@ -50,33 +52,70 @@ class CodeQuality(Step):
     def unused(self, context: object) -> dict[str, str]:
         return {} if self.parses else {"max_table_frac": "tables are found in the parsed file, and `parses` is off"}
 
-    def apply(self, rows: Iterator[Record], run: Run) -> Iterator[Record | Drop]:
-        for record in rows:
-            fault = self._fault(record.text) if is_python(record) else None
-            yield Drop(record, f"code: {fault[0]}", fault[1]) if fault else record
+    def measured_by(self, run: Run) -> dict[str, Any]:
+        return {"name": "code_quality", "parses": self.parses}
 
-    def _fault(self, text: str) -> tuple[str, str] | None:
-        lines = text.splitlines() or [""]
-        longest = max(map(len, lines))
-        if longest > self.max_line_chars:
-            return "line too long", f"{longest} characters, more than {self.max_line_chars}"
-        mean = sum(map(len, lines)) / len(lines)
-        if mean > self.max_mean_line_chars:
-            return "mean line too long", f"{mean:.0f} characters, more than {self.max_mean_line_chars:g}"
-        share = sum(map(str.isalnum, text)) / max(len(text), 1)
-        if share < self.min_alphanumeric_frac:
-            return "few letters and digits", f"{share:.2f} of the characters, less than {self.min_alphanumeric_frac:g}"
-        if not self.generated and (mark := _GENERATED.search("\n".join(lines[:5]))):
-            return "generated", f"it says {mark.group()!r}"
-        if not self.parses:
-            return None
-        tree = parse(text)
-        if isinstance(tree, str):
-            return "does not parse", tree
-        table = _table_lines(tree) / len(lines)
-        if table > self.max_table_frac:
-            return "data table", f"{table:.2f} of the lines are literal tables, more than {self.max_table_frac:g}"
-        return None
+    def reads(self, record: Record) -> bool:
+        return is_python(record)
+
+    def measurer(self, run: Run) -> Measure:
+        import numpy as np
+
+        def measure(rows: Sequence[Record]) -> Numbers:
+            counts = [_counts(record.text, self.parses) for record in rows]
+            return {name: np.array([count[name] for count in counts]) for name in counts[0]}
+
+        return measure
+
+    def bounds(self, numbers: Numbers) -> dict[str, Bound]:
+        import numpy as np
+
+        lines_D = numbers["lines"]
+        table_D = np.where(numbers["broken"], np.nan, numbers["table_lines"] / lines_D)
+        alphanumeric_D = numbers["alphanumeric"] / np.maximum(numbers["chars"], 1)
+        found = {
+            "line too long": self.at_most("characters of the longest line", numbers["longest"], "max_line_chars"),
+            "mean line too long": self.at_most(
+                "mean characters of a line", numbers["line_chars"] / lines_D, "max_mean_line_chars"
+            ),
+            "few letters and digits": self.at_least("share of letters and digits", alphanumeric_D, "min_alphanumeric_frac"),
+            "generated": Bound(
+                "says that it is generated", numbers["generated"], -math.inf, math.inf if self.generated else 0, "generated"
+            ),
+            "does not parse": Bound("does not parse", numbers["broken"], -math.inf, 0, "parses"),
+            "data table": self.at_most("share of lines in literal tables", table_D, "max_table_frac"),
+        }
+        return {f"code: {reason}": bound for reason, bound in found.items()}
+
+    def verdicts(self, rows: Sequence[Record], numbers: Numbers, bounds: Mapping[str, Bound]) -> Iterator[Record | Cut | Drop]:
+        for result in super().verdicts(rows, numbers, bounds):
+            if isinstance(result, Drop) and result.reason == "code: generated":
+                yield result._replace(detail=f"it says {_mark(result.record.text.splitlines())!r}")
+            elif isinstance(result, Drop) and result.reason == "code: does not parse":
+                yield result._replace(detail=str(parse(result.record.text)))
+            else:
+                yield result
+
+
+def _mark(lines: Sequence[str]) -> str:
+    """What a file says that was generated; empty for others."""
+    found = _GENERATED.search("\n".join(lines[:5]))
+    return found.group() if found else ""
+
+
+def _counts(text: str, parses: bool) -> dict[str, int]:
+    lines = text.splitlines() or [""]
+    tree = parse(text) if parses else ""
+    return {
+        "chars": len(text),
+        "lines": len(lines),
+        "longest": max(map(len, lines)),
+        "line_chars": sum(map(len, lines)),
+        "alphanumeric": sum(map(str.isalnum, text)),
+        "generated": int(bool(_mark(lines))),
+        "broken": int(parses and isinstance(tree, str)),
+        "table_lines": 0 if isinstance(tree, str) else _table_lines(tree),
+    }
 
 
 def parse(text: str) -> ast.Module | str:

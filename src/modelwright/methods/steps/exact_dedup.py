@@ -34,11 +34,16 @@ class ExactDedup(Choosing):
         import numpy as np
 
         digests = [blake2b(self._form(record).encode("utf-8", "surrogatepass"), digest_size=16).digest() for record in rows]
-        return {"digest": np.frombuffer(b"".join(digests), np.uint64).reshape(len(rows), 2)}
+        ids = np.empty(len(rows), object)
+        ids[:] = [record.id for record in rows]
+        return {"digest": np.frombuffer(b"".join(digests), np.uint64).reshape(len(rows), 2), "id": ids}
 
     def _form(self, record: Record) -> str:
         text = identity(record)
         return text if self.by == "text" else " ".join(_WORDS.findall(text.lower()))
+
+    def memory_bytes(self, rows: float, bytes_in: float) -> float:
+        return 260 * rows  # a digest and the first row's id, in a table
 
     def waits(self) -> bool:
         return False
@@ -48,10 +53,11 @@ class ExactDedup(Choosing):
 
         def choose(numbers: Numbers, rows: Sequence[Record]) -> dict[int, Why]:
             gone = {}
-            for index, (digest, record) in enumerate(zip(map(bytes, numbers["digest"]), rows, strict=True)):
-                first = seen.setdefault(digest, record.id)
-                if first is not record.id:
+            for index, (digest, id_) in enumerate(zip(map(bytes, numbers["digest"]), numbers["id"], strict=True)):
+                if (first := seen.get(digest)) is not None:
                     gone[index] = Why("exact duplicate", f"of {first}")
+                else:
+                    seen[digest] = id_
             return gone
 
         return choose

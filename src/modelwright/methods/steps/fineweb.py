@@ -2,29 +2,26 @@
 
 Source: Penedo et al. 2024, "The FineWeb Datasets: Decanting the Web for the Finest Text Data at Scale", arXiv:2406.17557, section
 3.6, and the filter of datatrove that made it. What is counted and how: `text/stats.py`; a value that equals its bound passes here
-and falls there, lines are counted without the spaces around them, a quotation mark ends no sentence, and words are what stands
-between spaces. Source code and chats pass.
+and fell there, lines are counted without the spaces around them, a quotation mark ends no sentence, and words are what stands
+between spaces. `words: datatrove` is that filter as release 0.10.1 has it: `text/datatrove.py`. Source code and chats pass.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
 from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from modelwright.core.record import Record
 from modelwright.core.spec import Advice
-from modelwright.core.stage import Run
-from modelwright.methods.steps import Drop, Step
-from modelwright.methods.steps._bounds import Bound, Columns, judged, share
+from modelwright.methods.steps import Bound, Numbers
+from modelwright.methods.steps._bounds import Prose, share
 
 
-class FineWeb(Step):
+class FineWeb(Prose):
     """Pages that are lists, menus or repetition go. Each threshold is a field; a row goes at the first one that it fails."""
 
     bytes_per_s: ClassVar[float] = 35e6
+    published: ClassVar[str] = "Penedo et al. 2024, arXiv:2406.17557, section 3.6"
     advice: ClassVar[Advice] = Advice("web pages, after `gopher`", "verse, code, tables or chats")
 
     kind: Literal["fineweb"] = "fineweb"
@@ -41,17 +38,25 @@ class FineWeb(Step):
     """Whether empty lines count as lines that are short and end no sentence. Default: as the published code; off for text whose
     paragraphs have an empty line between them, of which half the lines would be empty."""
 
-    def apply(self, rows: Iterator[Record], run: Run) -> Iterator[Record | Drop]:
-        return judged(rows, "fineweb", self._rules)
+    def unused(self, context: object) -> dict[str, str]:
+        return {"empty_lines": "`words: datatrove` never counts empty lines"} if self.words == "datatrove" else {}
 
-    def _rules(self, columns: Columns) -> dict[str, Bound]:
-        lines_D = columns["line_ends"] + 1 if self.empty_lines else columns["lines"]
-        short_D = columns["short_lines"] + lines_D - columns["lines"]
-        chars_D = columns["chars"] - columns["line_ends"]
-        terminal_D = share(columns["terminal_lines"], lines_D)
+    def bounds(self, numbers: Numbers) -> dict[str, Bound]:
+        theirs = self.words == "datatrove"
+        full_D = numbers["full_lines" if theirs else "lines"]
+        lines_D = numbers["line_ends"] + 1 if self.empty_lines and not theirs else full_D
+        short_D = numbers["short_lines"] + lines_D - full_D
+        chars_D = numbers["chars"] - numbers["line_ends"]
+        terminal_D = share(numbers["terminal_lines"], lines_D)
+        dup_D = share(numbers["dup_full_line_chars" if theirs else "dup_line_chars"], chars_D)
+        ends_D = share(numbers["line_ends"], numbers["words"])
         return {
-            "few lines end a sentence": Bound(terminal_D, self.min_terminal_lines_frac, math.inf),
-            "short lines": Bound(share(short_D, lines_D), 0, self.max_short_lines_frac),
-            "characters in repeated lines": Bound(share(columns["dup_line_chars"], chars_D), 0, self.max_dup_line_chars_frac),
-            "line ends": Bound(share(columns["line_ends"], columns["words"]), 0, self.max_line_ends_per_word),
+            "fineweb: few lines end a sentence": self.at_least(
+                "share of lines that end a sentence", terminal_D, "min_terminal_lines_frac"
+            ),
+            "fineweb: short lines": self.at_most("share of short lines", share(short_D, lines_D), "max_short_lines_frac"),
+            "fineweb: characters in repeated lines": self.at_most(
+                "share of characters in repeated lines", dup_D, "max_dup_line_chars_frac"
+            ),
+            "fineweb: line ends": self.at_most("line ends per word", ends_D, "max_line_ends_per_word"),
         }

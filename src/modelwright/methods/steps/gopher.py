@@ -7,23 +7,20 @@ is left to `code_quality`, chats to their own steps: both pass.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from modelwright.core.record import Record
 from modelwright.core.spec import Advice
-from modelwright.core.stage import Run
-from modelwright.methods.steps import Drop, Step
-from modelwright.methods.steps._bounds import Bound, Columns, judged, share
+from modelwright.methods.steps import Bound, Numbers
+from modelwright.methods.steps._bounds import Prose, share
 
 
-class Gopher(Step):
+class Gopher(Prose):
     """English prose that reads like prose. Each threshold is a field; a row goes at the first one that it fails."""
 
     bytes_per_s: ClassVar[float] = 25e6
+    published: ClassVar[str] = "Rae et al. 2021, arXiv:2112.11446, section A.1.1 and table A1"
     advice: ClassVar[Advice] = Advice("web pages or documentation in English", "other languages, code, verse or short notes")
 
     kind: Literal["gopher"] = "gopher"
@@ -72,40 +69,39 @@ class Gopher(Step):
     max_dup_10gram_frac: float = Field(0.10, ge=0, le=1, examples=[0.0])
     """The same for 10 words."""
 
-    def apply(self, rows: Iterator[Record], run: Run) -> Iterator[Record | Drop]:
-        return judged(rows, "gopher", self._rules)
+    def bounds(self, numbers: Numbers) -> dict[str, Bound]:
+        def most(of: str, part: str, whole: str, field: str) -> Bound:
+            return self.at_most(of, share(numbers[part], numbers[whole]), field)
 
-    def _rules(self, columns: Columns) -> dict[str, Bound]:
-        """In the order in which they are told."""
-
-        def least(value_D: Any, low: float) -> Bound:
-            return Bound(value_D, low, math.inf)
-
-        def most(part: str, whole: str, high: float) -> Bound:
-            return Bound(share(columns[part], columns[whole]), 0, high)
-
-        mean_chars_D = share(columns["real_chars"], columns["real_words"])
-        return {
-            "too few words": least(columns["real_words"], self.min_words),
-            "too many words": Bound(columns["real_words"], 0, self.max_words),
-            "mean word too short": least(mean_chars_D, self.min_mean_word_chars),
-            "mean word too long": Bound(mean_chars_D, 0, self.max_mean_word_chars),
-            "hash signs": most("hashes", "words", self.max_symbol_frac),
-            "ellipses": most("ellipses", "words", self.max_symbol_frac),
-            "words without letters": least(share(columns["alpha_words"], columns["words"]), self.min_alpha_words_frac),
-            "stop words": least(columns["stop_words"], self.min_stop_words),
-            "bullet lines": most("bullet_lines", "lines", self.max_bullet_lines_frac),
-            "lines end in ellipsis": most("ellipsis_lines", "lines", self.max_ellipsis_lines_frac),
-            "repeated lines": most("dup_lines", "lines", self.max_dup_lines_frac),
-            "repeated paragraphs": most("dup_paragraphs", "paragraphs", self.max_dup_paragraphs_frac),
-            "characters in repeated lines": most("dup_line_chars", "chars", self.max_dup_line_chars_frac),
-            "characters in repeated paragraphs": most("dup_paragraph_chars", "chars", self.max_dup_paragraph_chars_frac),
-            **{
-                f"most frequent {n}-gram": most(f"top_{n}gram_chars", "chars", getattr(self, f"max_top_{n}gram_frac"))
-                for n in (2, 3, 4)
-            },
-            **{
-                f"repeated {n}-grams": most(f"dup_{n}gram_chars", "chars", getattr(self, f"max_dup_{n}gram_frac"))
-                for n in range(5, 11)
-            },
+        lines = "parts" if self.words == "datatrove" else "lines"
+        words_D, mean_D = numbers["real_words"], share(numbers["real_chars"], numbers["real_words"])
+        found = {
+            "too few words": self.at_least("words", words_D, "min_words"),
+            "too many words": self.at_most("words", words_D, "max_words"),
+            "mean word too short": self.at_least("mean characters of a word", mean_D, "min_mean_word_chars"),
+            "mean word too long": self.at_most("mean characters of a word", mean_D, "max_mean_word_chars"),
+            "hash signs": most("hash signs per word", "hashes", "words", "max_symbol_frac"),
+            "ellipses": most("ellipses per word", "ellipses", "words", "max_symbol_frac"),
+            "words without letters": self.at_least(
+                "share of words with letters", share(numbers["alpha_words"], numbers["words"]), "min_alpha_words_frac"
+            ),
+            "stop words": self.at_least("stop words", numbers["stop_words"], "min_stop_words"),
+            "bullet lines": most("share of bullet lines", "bullet_lines", "lines", "max_bullet_lines_frac"),
+            "lines end in ellipsis": most(
+                "share of lines that end in ellipsis", "ellipsis_lines", "lines", "max_ellipsis_lines_frac"
+            ),
+            "repeated lines": most("share of repeated lines", "dup_lines", lines, "max_dup_lines_frac"),
+            "repeated paragraphs": most(
+                "share of repeated paragraphs", "dup_paragraphs", "paragraphs", "max_dup_paragraphs_frac"
+            ),
         }
+        chars = {
+            "characters in repeated lines": ("dup_line_chars", "max_dup_line_chars_frac"),
+            "characters in repeated paragraphs": ("dup_paragraph_chars", "max_dup_paragraph_chars_frac"),
+            **{f"most frequent {n}-gram": (f"top_{n}gram_chars", f"max_top_{n}gram_frac") for n in (2, 3, 4)},
+            **{f"repeated {n}-grams": (f"dup_{n}gram_chars", f"max_dup_{n}gram_frac") for n in range(5, 11)},
+        }
+        for reason, (part, field) in chars.items():
+            of = "share of " + (reason if reason.startswith("characters") else f"characters in {reason}")
+            found[reason] = most(of, part, "chars", field)
+        return {f"gopher: {reason}": bound for reason, bound in found.items()}

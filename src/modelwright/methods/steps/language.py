@@ -8,9 +8,11 @@ al. 2024, arXiv:2406.17557, section 3.3.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field
@@ -19,7 +21,7 @@ from modelwright.core.errors import UserError, missing_extra
 from modelwright.core.record import Record
 from modelwright.core.spec import Advice
 from modelwright.core.stage import Run
-from modelwright.methods.steps import Cut, Drop, Judge, Step, content, is_python
+from modelwright.methods.steps import Bound, Drop, Measure, Measuring, Numbers, content, is_python
 
 _SURE_PERCENT = 90
 """Of a text's letters in one language, from which the fast detector is believed. On 1,083 passages of 200 characters of the
@@ -28,7 +30,7 @@ _SAME = {"iw": "he", "jw": "jv", "nb": "no", "zh-Hant": "zh", "sr-ME": "sr"}
 """Codes that the detectors have for one language: the older ISO code, the script, the country."""
 
 
-class Language(Step):
+class Language(Measuring):
     """Chats count with all their turns. Python documents pass. Writes `meta.lang` (an ISO 639 code; `meta.language` is the
     programming language) and `meta.lang_confidence` (0 to 1)."""
 
@@ -51,27 +53,50 @@ class Language(Step):
     """Characters looked at: of a longer text a third each of the begin, the middle and the end. Raising it is slower and sees
     more of a text of several languages. Default: a page and a half; answers change little from a thousand on."""
 
-    def apply(self, rows: Iterator[Record], run: Run) -> Iterator[Record | Cut | Drop]:
-        return self.ready(run)(rows)
+    def measured_by(self, run: Run) -> dict[str, Any]:
+        try:
+            versions = {name: version(name) for name in ("py3langid", "pycld2")}
+        except PackageNotFoundError as error:
+            raise missing_extra(error.name, "language", "telling languages") from None
+        return {"name": "language", "mode": self.mode, "sample_chars": self.sample_chars, **versions}
 
-    def ready(self, run: Run) -> Judge:
+    def reads(self, record: Record) -> bool:
+        return not is_python(record)
+
+    def measurer(self, run: Run) -> Measure:
+        import numpy as np
+
         detect = _Detectors.load(self.mode == "fast")
-        wanted = {_SAME.get(code, code) for code in self.keep}
-        if unknown := wanted - detect.languages:
+        if unknown := self._wanted() - detect.languages:
             raise UserError(
                 f"no detector tells the language {', '.join(map(repr, sorted(unknown)))}",
                 "`keep` takes ISO 639 codes of two letters, or three where there are no two",
                 f"use one of {', '.join(sorted(detect.languages))}",
             )
-        return lambda rows: (record if is_python(record) else self._row(record, detect, wanted) for record in rows)
 
-    def _row(self, record: Record, detect: _Detectors, wanted: set[str]) -> Record | Drop:
-        code, confidence = detect(_sample(content(record), self.sample_chars))
-        if wanted and confidence < self.min_confidence:
-            return Drop(record, "language: uncertain", f"{code} with {confidence:.2f}, less than {self.min_confidence:g}")
-        if wanted and code not in wanted:
-            return Drop(record, f"language: {code}", f"with {confidence:.2f}")
-        return replace(record, meta={**record.meta, "lang": code, "lang_confidence": round(confidence, 3)})
+        def measure(rows: Sequence[Record]) -> Numbers:
+            found = [detect(_sample(content(record), self.sample_chars)) for record in rows]
+            return {"code": np.array([code for code, _ in found], "S16"), "confidence": np.array([sure for _, sure in found])}
+
+        return measure
+
+    def _wanted(self) -> set[str]:
+        return {_SAME.get(code, code) for code in self.keep}
+
+    def bounds(self, numbers: Numbers) -> dict[str, Bound]:
+        least = self.min_confidence if self.keep else -math.inf
+        return {"language: uncertain": Bound("confidence", numbers["confidence"], least, math.inf, "min_confidence")}
+
+    def verdicts(self, rows: Sequence[Record], numbers: Numbers, bounds: Mapping[str, Bound]) -> Iterator[Record | Drop]:
+        wanted = self._wanted()
+        for record, encoded, sure in zip(rows, numbers["code"].tolist(), numbers["confidence"].tolist(), strict=True):
+            code = encoded.decode()
+            if wanted and sure < self.min_confidence:
+                yield Drop(record, "language: uncertain", f"{code} with {sure:.2f}, less than {self.min_confidence:g}")
+            elif wanted and code not in wanted:
+                yield Drop(record, f"language: {code}", f"with {sure:.2f}")
+            else:
+                yield replace(record, meta={**record.meta, "lang": code, "lang_confidence": round(sure, 3)})
 
 
 class _Detectors(NamedTuple):

@@ -6,17 +6,15 @@ with bounds on length; ours are off until set.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from modelwright.core.record import Record
 from modelwright.core.stage import Run
-from modelwright.methods.steps import Drop, Step, content
+from modelwright.methods.steps import Bound, Measure, Measuring, Numbers, content
 
 
-class Length(Step):
+class Length(Measuring):
     """Bounds on the characters of a row, all turns together."""
 
     bytes_per_s: ClassVar[float] = 2e9
@@ -33,12 +31,13 @@ class Length(Step):
             raise ValueError(f"`max_chars` {self.max_chars} is below `min_chars` {self.min_chars}: no row could pass")
         return self
 
-    def apply(self, rows: Iterator[Record], run: Run) -> Iterator[Record | Drop]:
-        for record in rows:
-            chars = len(content(record))
-            if chars < self.min_chars:
-                yield Drop(record, "length: too short", f"{chars} characters, fewer than {self.min_chars}")
-            elif self.max_chars is not None and chars > self.max_chars:
-                yield Drop(record, "length: too long", f"{chars} characters, more than {self.max_chars}")
-            else:
-                yield record
+    def measurer(self, run: Run) -> Measure:
+        import numpy as np
+
+        return lambda rows: {"chars": np.array([len(content(record)) for record in rows], np.int64)}
+
+    def bounds(self, numbers: Numbers) -> dict[str, Bound]:
+        return {
+            "length: too short": self.at_least("characters", numbers["chars"], "min_chars"),
+            "length: too long": self.at_most("characters", numbers["chars"], "max_chars"),
+        }

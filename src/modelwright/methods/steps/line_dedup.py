@@ -58,6 +58,9 @@ class LineDedup(Choosing):
         """Lines and what stands between them, by turns."""
         return _ENDS[self.by].split(record.text) if record.text and not is_python(record) else []
 
+    def memory_bytes(self, rows: float, bytes_in: float) -> float:
+        return 32 * bytes_in / 40  # a hash for each line, in a table that is half empty
+
     def chooser(self, run: Run) -> Choice:
         from modelwright.text.lines import Seen
 

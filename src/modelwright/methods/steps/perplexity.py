@@ -10,8 +10,9 @@ byte, which do not depend on the tokenizer: Gao et al. 2020, "The Pile", arXiv:2
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PrivateAttr, model_validator
 
@@ -19,12 +20,10 @@ from modelwright.core.errors import UserError
 from modelwright.core.record import Record
 from modelwright.core.spec import Advice
 from modelwright.core.stage import Accepts, Run
-from modelwright.methods.steps import Choice, Choosing, Numbers, Why, content
+from modelwright.methods.steps import Bound, Choice, Choosing, Numbers, Why, content
+from modelwright.methods.steps._model import Reader, opened, packed, windows
 
 LN_2 = math.log(2)
-WINDOW = 512
-MICRO_TOKENS = 4096
-"""Tokens that go through the model at once."""
 
 
 class Perplexity(Choosing):
@@ -34,6 +33,8 @@ class Perplexity(Choosing):
     advice: ClassVar[Advice] = Advice(
         "you have a small model of text such as you want", "the model has not seen the language or the sort of text"
     )
+
+    in_company: ClassVar[bool] = True
 
     kind: Literal["perplexity"] = "perplexity"
     model: Annotated[str, Accepts(("model",))] = Field(examples=["./model/"])
@@ -52,7 +53,7 @@ class Perplexity(Choosing):
     """Tokens that the model sees at once; longer rows are judged window by window. Raising it costs more. Default: as many as the
     model can see, at most 512, beyond which a small model gains little from context."""
 
-    _opened: dict[str, _Model] = PrivateAttr(default_factory=dict)
+    _opened: dict[str, Reader] = PrivateAttr(default_factory=dict)
 
     @model_validator(mode="after")
     def _drops_something(self) -> Perplexity:
@@ -68,13 +69,26 @@ class Perplexity(Choosing):
     def waits(self) -> bool:
         return bool(self.lowest or self.highest)
 
+    def measured_by(self, run: Run) -> dict[str, Any] | None:
+        if not (key := run.inputs[self.model].key):
+            return None
+        versions = {name: version(name) for name in ("torch", "transformers")}
+        return {"name": "perplexity", "model": key, "measure": self.measure, "window": self.window, **versions}
+
+    def bounds(self, numbers: Numbers) -> dict[str, Bound]:
+        of, value_D = self.measure.replace("_", " "), numbers["value"]
+        return {
+            "perplexity: below `min`": self.at_least(of, value_D, "min"),
+            "perplexity: above `max`": self.at_most(of, value_D, "max"),
+        }
+
     def numbers(self, rows: Sequence[Record], run: Run) -> Numbers:
         """To within rounding the same in any company; NaN where there is nothing to predict."""
         import numpy as np
 
         path = str(run.inputs[self.model].path)
         if path not in self._opened:
-            self._opened[path] = _opened(path, self.window)
+            self._opened[path] = opened(path, self.window)
         texts = list(map(content, rows))
         nats_R, tokens_R = _nats(self._opened[path], texts)
         if not np.isfinite(nats_R).all():
@@ -111,75 +125,29 @@ class Perplexity(Choosing):
         return found
 
 
-class _Model(NamedTuple):
-    trunk: Any
-    tokenizer: Any
-    device: Any
-    start: tuple[int, ...]
-    """What a window begins with, so that its first token is predicted, too; empty where the tokenizer has nothing for it."""
-    window: int
-
-
-def _opened(path: str, window: int | None) -> _Model:
-    from modelwright.nn import device
-    from modelwright.nn import model as models
-
-    model, tokenizer = models.load(path)
-    most = getattr(model.config, "max_position_embeddings", 1 << 30) - 1
-    if window is not None and window > most:
-        raise UserError(
-            f"`window` {window} is more than {path} can see",
-            f"it sees {most} tokens and one that begins them",
-            f"set `window: {most}` or less",
-        )
-    chosen = device.choose("auto").device
-    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    return _Model(
-        models.Trunk(model.to(chosen)), tokenizer, chosen, () if start is None else (start,), window or min(most, WINDOW)
-    )
-
-
-def _windows(opened: _Model, texts: Sequence[str]) -> Iterator[tuple[int, list[int]]]:
-    """(row, tokens), with something to predict in each."""
-    for row, text in enumerate(texts):
-        ids = opened.tokenizer(text.encode("utf-8", "replace").decode(), add_special_tokens=False)["input_ids"]
-        for begin in range(0, len(ids), opened.window):
-            piece = [*opened.start, *ids[begin : begin + opened.window]]
-            if len(piece) > 1:
-                yield row, piece
-
-
-def _nats(opened: _Model, texts: Sequence[str]) -> tuple[Any, Any]:
-    """[R] sum of -log p of the tokens of each text, and how many they are."""
+def _nats(reader: Reader, texts: Sequence[str]) -> tuple[Any, Any]:
+    """[R] sum of -log p of the tokens of each text, and how many they are. A window begins with a token that its first one is
+    predicted from, where the tokenizer has one for it."""
     import numpy as np
 
+    bos, eos = reader.tokenizer.bos_token_id, reader.tokenizer.eos_token_id
     nats_R, tokens_R = np.zeros(len(texts)), np.zeros(len(texts), np.int64)
-    group: list[tuple[int, list[int]]] = []
-    size = 0
-    for row, piece in _windows(opened, texts):
-        if group and size + len(piece) > MICRO_TOKENS:
-            _add(opened, group, nats_R, tokens_R)
-            group, size = [], 0
-        group.append((row, piece))
-        size += len(piece)
-    if group:
-        _add(opened, group, nats_R, tokens_R)
+    for group in windows(reader, texts, [token for token in (bos, eos) if token is not None][:1]):
+        _add(reader, [(row, piece) for row, piece in group if len(piece) > 1], nats_R, tokens_R)
     return nats_R, tokens_R
 
 
-def _add(opened: _Model, group: Sequence[tuple[int, list[int]]], nats_R: Any, tokens_R: Any) -> None:
+def _add(reader: Reader, group: Sequence[tuple[int, list[int]]], nats_R: Any, tokens_R: Any) -> None:
     """What the windows of a group say, to the rows that they are of."""
     import numpy as np
     import torch
 
-    from modelwright.nn.attention import Layout, Segment
-
-    ends = np.cumsum([len(piece) for _, piece in group]).tolist()
-    segments = [Segment(end - len(piece), end) for end, (_, piece) in zip(ends, group, strict=True)]
-    ids_T = torch.tensor([token for _, piece in group for token in piece], device=opened.device)
-    position_N = torch.tensor([at for one in segments for at in range(one.start, one.stop - 1)], device=opened.device)
+    if not group:
+        return
+    ids_T, layout = packed(reader, group)
+    position_N = torch.tensor([at for one in layout.segments for at in range(one.start, one.stop - 1)], device=reader.device)
     with torch.no_grad():
-        policy = opened.trunk.policy(ids_T, Layout(segments), position_N, ids_T[position_N + 1], torch.float32)
+        policy = reader.trunk.policy(ids_T, layout, position_N, ids_T[position_N + 1], torch.float32)
         logp_N = policy.logps().double().cpu().numpy()
     owner_N = np.repeat([row for row, _ in group], [len(piece) - 1 for _, piece in group])
     np.subtract.at(nats_R, owner_N, logp_N)

@@ -60,6 +60,9 @@ class Pii(Step):
     def _rules(self) -> tuple[Rule, ...]:
         return tuple(rule for rule in RULES if getattr(self, rule.name))
 
+    def shown(self, text: str) -> str:
+        return _Redacted(self._rules(), numbered=False).text(text)
+
     def apply(self, rows: Iterator[Record], run: Run) -> Iterator[Record | Cut | Drop]:
         rules = self._rules()
         return (self._row(record, rules) for record in rows)

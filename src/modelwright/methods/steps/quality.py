@@ -7,16 +7,17 @@ chance (its Pareto draw).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, PrivateAttr
 
 from modelwright.core.record import Record
 from modelwright.core.spec import Advice, Spec
 from modelwright.core.stage import Run
-from modelwright.methods.steps import Choice, Choosing, Numbers, Why, content
-from modelwright.methods.steps._linear import Examples, learnt, told
+from modelwright.methods.steps import Bound, Choice, Choosing, Numbers, Why, content
+from modelwright.methods.steps._linear import Examples, known, learnt, told
 
 if TYPE_CHECKING:
     from modelwright.text.linear import Trained
@@ -59,6 +60,14 @@ class Quality(Choosing):
         if key not in self._learnt:
             self._learnt[key] = learnt({"good": self.good, "bad": self.bad}, run)
         return self._learnt[key]
+
+    def measured_by(self, run: Run) -> dict[str, Any] | None:
+        read = known({"good": self.good, "bad": self.bad}, run)
+        return read and {"name": "quality", **read}
+
+    def bounds(self, numbers: Numbers) -> dict[str, Bound]:
+        least = self.threshold if self.keep is None else -math.inf
+        return {"quality: below the threshold": Bound("probability of good", numbers["good"], least, math.inf, "threshold")}
 
     def numbers(self, rows: Sequence[Record], run: Run) -> Numbers:
         from modelwright.text import Texts

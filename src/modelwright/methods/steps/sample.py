@@ -6,7 +6,6 @@ doi:10.1145/1281100.1281133.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
@@ -16,6 +15,7 @@ from modelwright.core.record import Record
 from modelwright.core.spec import Spec
 from modelwright.core.stage import Run
 from modelwright.methods.steps import Choice, Choosing, Numbers, Why
+from modelwright.methods.steps._rows import draw
 
 
 class Sample(Choosing):
@@ -59,9 +59,3 @@ class Sample(Choosing):
             return {int(row): Why("sample: not drawn") for row in np.flatnonzero(~stays)}
 
         return choose
-
-
-def draw(seed: int, name: str) -> float:
-    """A number from 0 up to 1 that depends on the seed and the row's name alone."""
-    digest = hashlib.blake2b(f"{seed}\x00{name}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
-    return int.from_bytes(digest, "big") / 2**64

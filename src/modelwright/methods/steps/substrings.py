@@ -40,6 +40,9 @@ class Substrings(Choosing):
             hashes[i] = words_at(record.text).folded_W
         return {"words": hashes}
 
+    def memory_bytes(self, rows: float, bytes_in: float) -> float:
+        return 40 * bytes_in / 6  # for each word, with the space behind it
+
     def chooser(self, run: Run) -> Choice:
         return self._cuts
 

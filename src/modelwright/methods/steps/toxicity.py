@@ -7,8 +7,8 @@ Jigsaw's comments). Lists take whole dialects with them (Dodge et al. 2021, arXi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -17,15 +17,14 @@ from modelwright.core.record import Record
 from modelwright.core.spec import Advice, Spec
 from modelwright.core.stage import Accepts, Run
 from modelwright.methods.sources import open_records
-from modelwright.methods.steps import Drop, Judge, Step, batches, content
-from modelwright.methods.steps._linear import Examples, learnt, told
+from modelwright.methods.steps import Bound, Drop, Measure, Measuring, Numbers, content
+from modelwright.methods.steps._linear import Examples, known, learnt, told
 
 if TYPE_CHECKING:
-    from modelwright.text.linear import Classifier
     from modelwright.text.listed import Phrases
 
 
-class Toxicity(Step):
+class Toxicity(Measuring):
     """Documents, and chats by the text of all their turns."""
 
     bytes_per_s: ClassVar[float] = 100e6
@@ -65,17 +64,49 @@ class Toxicity(Step):
             found["threshold"] = "there are no examples to learn from"
         return found
 
-    def apply(self, rows: Iterator[Record], run: Run) -> Iterator[Record | Drop]:
-        return self.ready(run)(rows)  # type: ignore[return-value]
+    def measured_by(self, run: Run) -> dict[str, Any] | None:
+        read = known({"word_list": (self.word_list,) if self.word_list else (), "toxic": self.toxic, "clean": self.clean}, run)
+        return read and {"name": "toxicity", "words": self.words, **read}
 
-    def ready(self, run: Run) -> Judge:
-        phrases = self._phrases(run)
-        classifier = None
+    def measurer(self, run: Run) -> Measure:
+        import numpy as np
+
+        from modelwright.text import Texts
+        from modelwright.text.listed import hits
+
+        phrases, classifier = self._phrases(run), None
         if self.toxic:
             found = learnt({"toxic": self.toxic, "clean": self.clean}, run)
             run.log.note(told("toxicity", found))
             classifier = found.classifier
-        return lambda rows: (result for batch in batches(rows) for result in self._judged(batch, phrases, classifier))
+
+        def measure(rows: Sequence[Record]) -> Numbers:
+            texts = Texts.of(map(content, rows))
+            words_D, hits_D, hit_words_D = hits(texts, phrases) if phrases else np.zeros((3, len(rows)), np.int64)
+            toxic_D = classifier.good(texts) if classifier else np.full(len(rows), np.nan)
+            return {"words": words_D, "hits": hits_D, "hit_words": hit_words_D, "toxic": toxic_D}
+
+        return measure
+
+    def bounds(self, numbers: Numbers) -> dict[str, Bound]:
+        import numpy as np
+
+        found = {"toxicity: like the toxic examples": self.at_most("probability of toxic", numbers["toxic"], "threshold")}
+        if self.words or self.word_list:
+            share_D = numbers["hit_words"] / np.maximum(numbers["words"], 1)
+            found["toxicity: listed words"] = self.at_most("listed words", numbers["hits"], "max_count")
+            found["toxicity: share of listed words"] = self.at_most("share of listed words", share_D, "max_share")
+        return found
+
+    def verdicts(self, rows: Sequence[Record], numbers: Numbers, bounds: Mapping[str, Bound]) -> Iterator[Record | Drop]:
+        counts = (numbers[name].tolist() for name in ("hits", "hit_words", "words", "toxic"))
+        for record, hits, hit_words, words, toxic in zip(rows, *counts, strict=True):
+            if hits > self.max_count and hit_words > self.max_share * words:
+                yield Drop(record, "toxicity: listed words", f"{hits} hits in {words} words")
+            elif toxic >= self.threshold:
+                yield Drop(record, "toxicity: like the toxic examples", f"{toxic:.3f}")
+            else:
+                yield record
 
     def _phrases(self, run: Run) -> Phrases | None:
         from modelwright.text.listed import Phrases
@@ -93,18 +124,3 @@ class Toxicity(Step):
                 "the list has no words", f"{len(listed)} lines of {self.word_list or '`words`'}", "write one word a line"
             )
         return phrases
-
-    def _judged(self, batch: list[Record], phrases: Phrases | None, classifier: Classifier | None) -> Iterator[Record | Drop]:
-        from modelwright.text import Texts
-        from modelwright.text.listed import hits
-
-        texts = Texts.of(map(content, batch))
-        found = hits(texts, phrases) if phrases else None
-        toxic_D = classifier.good(texts) if classifier else None
-        for i, record in enumerate(batch):
-            if found and found.hits_D[i] > self.max_count and found.hit_words_D[i] > self.max_share * found.words_D[i]:
-                yield Drop(record, "toxicity: listed words", f"{found.hits_D[i]} hits in {found.words_D[i]} words")
-            elif toxic_D is not None and toxic_D[i] >= self.threshold:
-                yield Drop(record, "toxicity: like the toxic examples", f"{toxic_D[i]:.3f}")
-            else:
-                yield record

@@ -14,6 +14,7 @@ from modelwright.core.errors import UserError
 from modelwright.core.spec import Kinds, Spec
 from modelwright.methods.templates._encode import (
     Encoded,
+    array_encoder,
     encode_chat,
     encode_chats,
     encode_prompt,
@@ -33,6 +34,7 @@ __all__ = [
     "Encoded",
     "Span",
     "Template",
+    "array_encoder",
     "broken",
     "encode_chat",
     "encode_chats",

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from itertools import repeat
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 from modelwright.core.errors import UserError
@@ -15,6 +15,9 @@ from modelwright.core.stage import Check
 from modelwright.methods.templates._render import TRAINED_ON, Span, render, spans
 from modelwright.methods.templates._typed import BREAK, broken, mended, special_tokens
 from modelwright.methods.tokenizers import Encoding, bare_copy, fast_encoding
+
+if TYPE_CHECKING:
+    from modelwright.text import Array
 
 BATCH_CHARS, WORTH_CHARS = 20_000, 500_000
 """A batch of texts so long is for speed; after so much text a fast encoder repays the making and checking of it."""
@@ -42,21 +45,35 @@ class Encoded(NamedTuple):
 
 def encoder(tokenizer: Any) -> Callable[[Sequence[str]], list[list[int]]]:
     """Texts to ids with no token added, for a `tokenizers.Tokenizer` or a transformers tokenizer."""
+    encode = _mended(tokenizer)
+    return lambda texts: [ids if isinstance(ids, list) else ids.tolist() for ids in encode(texts)]
+
+
+def array_encoder(tokenizer: Any) -> Callable[[Sequence[str]], list[Array]]:
+    """The same as arrays, with no Python number for a token where there is much text."""
+    import numpy as np
+
+    encode = _mended(tokenizer)
+    return lambda texts: [np.asarray(ids, np.int32) for ids in encode(texts)]
+
+
+def _mended(tokenizer: Any) -> Callable[[Sequence[str]], list[Any]]:
+    """Special tokens that were broken in two are spelt."""
     marked, plain = _encoder(tokenizer, special=True), lru_cache(maxsize=1)(lambda: _encoder(tokenizer, special=False))
 
-    def encode(texts: Sequence[str]) -> list[list[int]]:
+    def encode(texts: Sequence[str]) -> list[Any]:
         ids = marked(texts)
         for number, text in enumerate(texts):
             if BREAK in text:
                 pieces = mended(text, special_tokens(tokenizer))
-                ids[number] = [token for piece, marks in pieces for token in (marked if marks else plain())([piece])[0]]
+                ids[number] = [int(token) for piece, marks in pieces for token in (marked if marks else plain())([piece])[0]]
         return ids
 
     return encode
 
 
-def _encoder(tokenizer: Any, special: bool) -> Callable[[Sequence[str]], list[list[int]]]:
-    """`special`: whether special tokens in a text become one token each, or are spelt."""
+def _encoder(tokenizer: Any, special: bool) -> Callable[[Sequence[str]], list[Any]]:
+    """`special`: whether special tokens in a text become one token each, or are spelt. Ids of a text are a list or an array."""
     from tokenizers import Tokenizer
 
     if isinstance(tokenizer, Tokenizer):
@@ -65,7 +82,7 @@ def _encoder(tokenizer: Any, special: bool) -> Callable[[Sequence[str]], list[li
         bare = bare_copy(tokenizer, special) if settled else tokenizer
         return lambda texts: [e.ids for e in bare.encode_batch_fast(list(texts), add_special_tokens=False)]
 
-    def encode(texts: Sequence[str]) -> list[list[int]]:
+    def encode(texts: Sequence[str]) -> list[Any]:
         if not texts:
             return []
         if (fast := _fast(tokenizer, special, texts)) is not None:
@@ -95,7 +112,7 @@ class _Made:
 _made: WeakKeyDictionary[Any, _Made] = WeakKeyDictionary()
 
 
-def _fast(tokenizer: Any, special: bool, texts: Sequence[str]) -> Callable[[Sequence[str]], list[list[int]]] | None:
+def _fast(tokenizer: Any, special: bool, texts: Sequence[str]) -> Callable[[Sequence[str]], list[Array]] | None:
     """An encoder with the same ids, where this is much text and there is one."""
     chars = sum(map(len, texts))
     if chars < BATCH_CHARS or not tokenizer.is_fast:

@@ -130,7 +130,7 @@ def spans(
     for index, message in enumerate(messages):
         if index < first or message.get("role") not in roles or message.get("weight") == 0:
             continue
-        start, end = _turn(full, messages, index, at, prefix)
+        start, end = _turn(full, messages, index, at, prefix, eos)
         role = str(message["role"])
         if start > at:
             context = [str(m.get("role")) for m in messages[seen:index]]
@@ -144,24 +144,39 @@ def spans(
     return found
 
 
-def _turn(full: str, messages: Sequence[Message], index: int, at: int, prefix: Callable[..., str]) -> tuple[int, int]:
+def _turn(full: str, messages: Sequence[Message], index: int, at: int, prefix: Callable[..., str], eos: str) -> tuple[int, int]:
     """Where the text that message `index` trains on starts and ends in `full`; the turns before end at `at`."""
     content = messages[index].get("content")
     body = content.strip() if isinstance(content, str) else ""
     start = _start(full, messages, index, at, prefix)
     whole = full if index + 1 == len(messages) else prefix(index + 1)
+    if not full.startswith(whole):  # some close the text, not the turn, with the end of text (Phi-3)
+        whole = whole.removesuffix(eos)
     if full.startswith(whole):
         end = len(whole)
+    elif not body:
+        end = start + _call(full, whole, start, messages, index)
     else:  # the template writes a last turn otherwise than an earlier one (Qwen3 drops earlier thoughts)
         tail = whole[whole.rfind(body) + len(body) :]
         end = full.find(body, start) + len(body) + len(tail)
-        if not body or not tail or not full[:end].endswith(body + tail):
+        if not tail or not full[:end].endswith(body + tail):
             raise _unstable(index, messages)
     text = full[start:end]
     behind = text[text.rfind(body) + len(body) :] if body else text
     if behind.strip():  # a mark ends the turn; what follows the mark is never generated
         end -= len(behind) - len(behind.rstrip())
     return start, end
+
+
+def _call(full: str, whole: str, start: int, messages: Sequence[Message], index: int) -> int:
+    """Length of the call of a tool at `start`, which the template opens with a thought where it is the last turn (Qwen3)."""
+    calls = messages[index].get("tool_calls") or []
+    name = str((calls[0].get("function") or calls[0]).get("name")) if calls and isinstance(calls[0], dict) else ""
+    if name and whole.startswith(full[:start]):
+        for begin in range(start, whole.rfind(name) + 1):
+            if full.startswith(whole[begin:], start):
+                return len(whole) - begin
+    raise _unstable(index, messages)
 
 
 def _start(full: str, messages: Sequence[Message], index: int, at: int, prefix: Callable[..., str]) -> int:
@@ -178,7 +193,12 @@ def _start(full: str, messages: Sequence[Message], index: int, at: int, prefix: 
         return len(prompt)
     # A generation prompt may open a thought that the stored answer lacks: the header is what both share.
     start = next((i for i, (a, b) in enumerate(zip(prompt, full, strict=False)) if a != b), min(len(prompt), len(full)))
-    if start < at or start < len(prefix(index)) or full.find(body, start) < 0:
+    before = max(at, len(prefix(index)))
+    if body:  # a thought's mark and an answer may begin with the same sign
+        start = min(start, full.find(body, before))
+    elif full.rfind("<", before, start) > full.rfind(">", before, start):
+        start = full.rfind("<", before, start)
+    if start < before:
         raise _unstable(index, messages)
     return start
 

@@ -15,6 +15,7 @@ from modelwright.methods.templates import Template
 class Own(Template):
     """Keeps what the tokenizer brings."""
 
+    version: ClassVar[int] = 2
     advice: ClassVar[Advice] = Advice(
         "you tune a model that already chats, or that came with a template", "the base model has none: then `chatml`"
     )

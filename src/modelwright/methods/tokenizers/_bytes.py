@@ -15,7 +15,7 @@ Merge = tuple[bytes, bytes]
 """Two tokens that become one."""
 
 _LETTERS, _OTHERS = r" ?\p{L}+", r"'(?:[sdmt]|re|ve|ll)| ?[^\s\p{L}\p{N}]+"
-# what needs no look-ahead stands in one group, which the engine of rustbpe, tiktoken and riptoken then runs at one go
+# what needs no look-ahead stands in one group, which the engine of rustbpe then runs at one go
 PATTERNS = {
     "gpt2": rf"(?:{_LETTERS}| ?\p{{N}}+|{_OTHERS})|\s+(?!\S)|\s+",
     # tokenizers and llama.cpp cut digits out first and the rest as GPT-2 does, so white space before a digit stands at the

@@ -3,10 +3,6 @@
 Source: Lepikhin et al. 2020, "GShard", arXiv:2006.16668, section 3.2 (two all-to-all exchanges a layer). Differs: nothing is cut
 to a capacity; as many tokens go to a process as its experts were chosen for, so that every layout computes what one process
 does. An expert's gradient is then already a sum over the tokens of all processes of the axis.
-
-What is not the same in every layout is a loss over a micro-batch: the balance and z-losses of `nn/experts.py` are means over the
-tokens of a micro-batch, whatever process has it. Steps equal those of one process where these losses have no weight, or where
-the micro-batches are the same ones; else they differ as they do with another `micro_tokens`.
 """
 
 # Shape suffixes: T tokens of this process, J choices of an expert (some a token), E experts, e those of this process, P

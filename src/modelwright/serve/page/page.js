@@ -81,6 +81,8 @@ async function connect() {
   $("model").textContent = model.id;
   $("facts").textContent = `context ${model.context.toLocaleString()} tokens${canChat ? "" : " · no chat template: it continues your text"}`;
   $("temperature").value = model.temperature;
+  $("kept").hidden = !model.feedback;
+  $("kept").textContent = `An answer that you rate is saved with your question to ${model.feedback}, where this server runs.`;
   if (!canChat) {
     box.placeholder = "Text to continue";
     box.setAttribute("aria-label", "Text to continue");
@@ -121,7 +123,77 @@ async function* pieces(stream) {
   }
 }
 
-function foot(article, text, note) {
+const REASONS = ["wrong", "incomplete", "made up", "too long", "not what I asked", "unsafe"];
+
+function thumb(kind) {
+  const space = "http://www.w3.org/2000/svg", picture = document.createElementNS(space, "svg"), path = document.createElementNS(space, "path");
+  picture.setAttribute("viewBox", "0 0 24 24");
+  picture.setAttribute("class", kind);
+  picture.setAttribute("aria-hidden", "true");
+  path.setAttribute("d", "M3.5 11H7v9H3.5zM7 11l4-7.5c1.6 0 2.6 1.1 2.6 2.6L13 10h5.6a2 2 0 0 1 2 2.4l-1.3 6a2 2 0 0 1-2 1.6H7");
+  picture.append(path);
+  return picture;
+}
+
+// Thumbs, and a form for a better answer; each choice replaces the one before.
+function thumbs(article, text, id) {
+  const box = make("span", "thumbs");
+  const say = make("span", "", "");
+  const form = make("form", "rating");
+  const reasons = REASONS.map((reason) => {
+    const label = make("label", "", reason);
+    const tick = make("input");
+    tick.type = "checkbox";
+    tick.value = reason;
+    label.prepend(tick);
+    return label;
+  });
+  const better = make("textarea");
+  better.rows = 4;
+  better.value = text;
+  better.setAttribute("aria-label", "What it should have said");
+  const save = make("button", "", "Save");
+  form.append(make("p", "", "What was it, and what should it have said?"), ...reasons, better, save);
+  form.hidden = true;
+  let rating = "";
+  const send = async () => {
+    const body = { id, rating };
+    const ticked = reasons.map((label) => label.firstChild).filter((tick) => tick.checked).map((tick) => tick.value);
+    if (ticked.length) body.reasons = ticked;
+    if (better.value.trim() && better.value !== text) body.better = better.value;
+    try {
+      const response = await fetch("/v1/feedback", { method: "POST", headers: headers(), body: JSON.stringify(body) });
+      say.textContent = response.ok ? `saved to ${model.feedback}` : await problem(response);
+    } catch {
+      say.textContent = "not saved: the server cannot be reached";
+    }
+    $("status").textContent = say.textContent;
+  };
+  const buttons = [["up", "Good answer"], ["down", "Bad answer"]].map(([kind, name]) => {
+    const button = make("button");
+    button.append(thumb(kind));
+    button.type = "button";
+    button.title = name;
+    button.setAttribute("aria-label", name);
+    button.setAttribute("aria-pressed", "false");
+    button.addEventListener("click", () => {
+      rating = kind;
+      for (const other of buttons) other.setAttribute("aria-pressed", String(other === button));
+      form.hidden = kind === "up";
+      send();
+    });
+    return button;
+  });
+  form.addEventListener("submit", (event) => {
+    event.preventDefault();
+    send();
+  });
+  box.append(...buttons, say);
+  article.append(form);
+  return box;
+}
+
+function foot(article, text, note, id) {
   const line = make("div", "foot");
   const copy = make("button", "", "Copy");
   copy.type = "button";
@@ -136,6 +208,7 @@ function foot(article, text, note) {
   });
   line.append(copy, make("span", "", note));
   article.append(line);
+  if (model.feedback && id) line.append(thumbs(article, text, id));
 }
 
 function busy(on) {
@@ -155,7 +228,7 @@ async function answer(question) {
   const { article, body } = turn("assistant", "");
   article.classList.add("waiting");
   $("status").textContent = "Answering";
-  let text = "", usage = null, finish = "", firstMs = 0, painted = false, error = "";
+  let text = "", id = "", usage = null, finish = "", firstMs = 0, painted = false, error = "";
   const paint = () => {
     painted = false;
     const near = log.scrollHeight - log.scrollTop - log.clientHeight < 80;
@@ -172,6 +245,7 @@ async function answer(question) {
       const event = JSON.parse(data);
       if (event.error) throw new Error(event.error.message);
       usage = event.usage ?? usage;
+      id = event.id ?? id;
       const choice = event.choices[0];
       if (!choice) continue;
       const piece = canChat ? choice.delta.content : choice.text;
@@ -200,7 +274,7 @@ async function answer(question) {
     if (usage && text && seconds > 0.05) notes.push(`${(usage.completion_tokens / seconds).toFixed(0)} tokens/s`);
     if (finish === "length") notes.push("cut at the length limit");
     if (finish === "stopped") notes.push("stopped");
-    foot(article, text, notes.join(" · "));
+    foot(article, text, notes.join(" · "), id);
   } else {
     // Nothing came: the question goes back to the box.
     article.remove();

@@ -197,6 +197,8 @@ function tiles(stage) {
   add("Tokens seen", now.tokens, "count");
   add("Learning rate", now.lr, "number");
   add("Gradient norm", now.grad_norm, "number");
+  add("Bad steps", now.bad_step, "count", "told below");
+  add("Steps left out", now.overflow, "count", "their gradients left float16's range");
   add("Processor", now.cpu_frac, "percent", now.cpu_energy_j ? `${significant(now.cpu_energy_j / 3600)} Wh` : "");
   add("Memory", now.memory_bytes, "bytes");
   for (const gpu of now.gpus) {
