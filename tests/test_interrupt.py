@@ -6,7 +6,7 @@ import time
 import pytest
 
 from modelwright.core.errors import StageFailed
-from modelwright.core.execute import execute
+from modelwright.core.execute import execute, predict, prepare
 from modelwright.core.recipe import RuntimeFields
 from modelwright.core.spec import Kinds
 from modelwright.core.stage import STAGES
@@ -94,3 +94,21 @@ def test_time_that_is_up_ends_the_command_and_the_next_one_goes_on(folder, tmp_p
     monkeypatch.chdir(folder)
     *_, done = execute(loaded, store, kit.MACHINE, quiet, gates=False)
     assert done.state == "made" and done.artifact.manifest["actual"]["resumed"] is True
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_expects_what_the_plan_said(kind, folder, tmp_path, monkeypatch):
+    """Sizes of files enter both alike."""
+    monkeypatch.chdir(folder)
+    store, loaded = Store(tmp_path / "store"), recipe(kind, folder)
+    planned = predict(prepare(loaded, store), kit.MACHINE, loaded.recipe.seed)["it"]
+    told = []
+
+    def listen(event, fields):
+        if event == "stage" and fields["state"] == "running":
+            told.append(fields["seconds"])
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        list(execute(loaded, store, kit.MACHINE, listen, gates=False))
+    assert told == [planned.seconds.value]

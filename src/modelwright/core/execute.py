@@ -151,13 +151,16 @@ def _parent_facts(step: Step, facts: Mapping[str, Mapping[str, Facts]]) -> dict[
             made = facts[parent.stage]
             found[parent.ref] = made.get(parent.part or "", made.get("", Facts(type="unknown")))
         else:
-            size = (
-                sum(p.stat().st_size for p in ([parent.path] if parent.path.is_file() else parent.path.rglob("*")) if p.is_file())
-                if parent.path
-                else None
-            )
-            found[parent.ref] = Facts(type="path", bytes=size)
+            found[parent.ref] = _outside(parent.path)
     return found
+
+
+def _outside(path: Path | None) -> Facts:
+    """What is known of files that no stage made."""
+    if path is None:
+        return Facts(type="path")
+    files = [path] if path.is_file() else path.rglob("*")
+    return Facts(type="path", bytes=sum(file.stat().st_size for file in files if file.is_file()))
 
 
 def _measured(artifact: Artifact) -> dict[str, Facts]:
@@ -295,7 +298,7 @@ def resolve_input(parent: Parent, made: Mapping[str, Artifact]) -> Input:
 
 def _parent_facts_made(parent: Parent, made: Mapping[str, Artifact]) -> Facts:
     if parent.stage is None:
-        return Facts(type="path")
+        return _outside(parent.path)
     measured = _measured(made[parent.stage])
     return measured.get(parent.part or "", measured.get("", Facts(type=made[parent.stage].manifest["type"])))
 

@@ -159,7 +159,7 @@ class Curate(Stage):
         ledger, opened = Ledger(None), self._open(run)
         counts = Reading(run.log)
         chunks = chunked(ledger.read(opened.head, counts))
-        flow = self._flow(run._replace(columns=None), ledger, whole=False)
+        flow = self._flow(run._replace(columns=None, log=Log(None)), ledger, whole=False)  # what it says is not of all rows
         rows = [record for found in flow.rows(chunks, counts, How()) for record in found]
         seen = ledger.entries[0].rows_out
         reasons = [f"{reason} {count}" for entry in ledger.entries for reason, count in entry.reasons.most_common(3)]
