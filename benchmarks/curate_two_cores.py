@@ -1,11 +1,11 @@
 """One curation (exact duplicates, Unicode repair, personal data, Gopher's filters, MinHash) of the machine's own text with one
 process and with two workers, wall-clock seconds with the start of the workers; the same bytes have to come out. Medians of runs
-one after the other, in turns. 200 MB last some 40 s on one core, so that starting weighs as little as it does in earnest.
+one after the other, in turns. 400 MB last about a minute on one core, so that starting weighs as little as it does in earnest.
 
 Seconds of the wall mislead on a machine that does other things, too; so the processor's are told beside them: what the command
 itself takes of them bounds what more workers can win.
 
-`python -m benchmarks curate_two_cores [--megabytes 200] [--repeats 3]`
+`python -m benchmarks curate_two_cores [--megabytes 400] [--repeats 3]`
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def _cpu_s() -> tuple[float, float]:
 def main() -> dict[str, float]:
     """Print the table; returns how many times faster two are."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks curate_two_cores")
-    parser.add_argument("--megabytes", type=float, default=200)
+    parser.add_argument("--megabytes", type=float, default=400)
     parser.add_argument("--repeats", type=int, default=3)
     given = parser.parse_args(sys.argv[2:])
     with tempfile.TemporaryDirectory() as name:

@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -66,6 +67,28 @@ def test_an_error_in_a_worker_is_raised_here(item: int, error: type[Exception], 
     try:
         with pytest.raises(error, match=says):
             list(pool.map([1, item, 2, 3, 4, 5]))
+    finally:
+        pool.close()
+
+
+def large(folder: str) -> Callable[[int], bytes]:
+    def work(item: int) -> bytes:
+        (Path(folder) / str(item)).touch()
+        return bytes(8 << 20)
+
+    return work
+
+
+def test_a_result_that_nobody_takes_yet_does_not_stop_a_worker(tmp_path: Path) -> None:
+    """Else two workers take turns: one holds its result while the other one's is waited for."""
+    pool = Workers("tests.test_workers:large", str(tmp_path), 1)
+    try:
+        found = pool.map(range(20))
+        assert len(next(found)) == 8 << 20, "four more are under way"
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "4").exists():
+            assert time.monotonic() < deadline, "it stopped at the first result"
+            time.sleep(0.01)
     finally:
         pool.close()
 

@@ -133,7 +133,7 @@ def predict(
     facts: dict[str, dict[str, Facts]] = {}
     estimates: dict[str, Estimate] = {}
     for step in steps:
-        given = Given(_within(machine, step.stage, memory), _parent_facts(step, facts), seed, parallel)
+        given = Given(_within(machine, step.stage, memory), _parent_facts(step, facts), seed, parallel, _paths(step))
         estimates[step.name] = adjust(stage_kind(step.stage), step.stage.estimate(given))
         facts[step.name] = estimates[step.name].facts if step.artifact is None else _measured(step.artifact)
     return estimates
@@ -153,6 +153,10 @@ def _parent_facts(step: Step, facts: Mapping[str, Mapping[str, Facts]]) -> dict[
         else:
             found[parent.ref] = _outside(parent.path)
     return found
+
+
+def _paths(step: Step) -> dict[str, Path]:
+    return {parent.ref: parent.path for parent in step.parents if parent.path is not None}
 
 
 def _outside(path: Path | None) -> Facts:
@@ -241,7 +245,7 @@ def _make(
     facts = {p.ref: _parent_facts_made(p, made) for p in step.parents}
     runtime = loaded.recipe.runtime
     machine = _within(machine, step.stage, runtime.memory)
-    given = Given(machine, facts, loaded.recipe.seed, runtime.parallel or Parallel())
+    given = Given(machine, facts, loaded.recipe.seed, runtime.parallel or Parallel(), _paths(step))
     expected = adjust(kind, step.stage.estimate(given))
     listener("stage", {"stage": step.name, "state": "running", "key": step.key, "kind": kind, "seconds": expected.seconds.value})
     _check_disk(store.root, expected, step.name)

@@ -215,6 +215,8 @@ class Given(NamedTuple):
     """By reference as written in the recipe (`pairs:test`)."""
     seed: int = 0
     parallel: Parallel = Parallel()
+    paths: Mapping[str, Path] = {}
+    """Where references to files of the user's own lead."""
 
 
 class Quantity(NamedTuple):

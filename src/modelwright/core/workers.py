@@ -74,8 +74,10 @@ class _Worker:
         self._items: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._given = self._came = 0
         self._results: dict[int, Any] = {}
-        self._feeder = threading.Thread(target=self._feed, daemon=True)  # a full pipe must not stop who reads results
-        self._feeder.start()
+        self._came_in: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._threads = [threading.Thread(target=target, daemon=True) for target in (self._feed, self._read)]
+        for thread in self._threads:  # a full pipe must stop neither who reads results nor a worker whose result must wait
+            thread.start()
         self._items.put((payload,))
 
     def _feed(self) -> None:
@@ -84,6 +86,15 @@ class _Worker:
             while (held := self._items.get()) is not None:
                 pickle.dump(held[0], pipe, protocol=5)
                 pipe.flush()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        try:
+            with contextlib.suppress(EOFError, pickle.UnpicklingError, OSError, ValueError):
+                while True:
+                    self._came_in.put(pickle.load(self._process.stdout))  # of our own child, through a pipe of its own
+        finally:
+            self._came_in.put(None)
 
     def give(self, item: Any) -> Callable[[], Any]:
         """What waits for the result."""
@@ -100,24 +111,23 @@ class _Worker:
         return result
 
     def _next(self) -> Any:
-        assert self._process.stdout is not None
-        try:
-            kind, found = pickle.load(self._process.stdout)  # of our own child, through a pipe that nobody else has
-        except (EOFError, pickle.UnpicklingError):
+        if (came := self._came_in.get()) is None:
+            self._came_in.put(None)
             code = self._process.wait()
             raise UserError(
                 "a worker process ended before its work was done",
                 "it was killed, most likely because memory ran out" if code == -signal.SIGKILL else f"it ended with code {code}",
                 "set `runtime.workers` to less: each holds a few megabytes of rows and what its steps need",
-            ) from None
-        return outcome(kind, found)
+            )
+        return outcome(*came)
 
     def close(self) -> None:
         self._items.put(None)
         Meter.count_worker(self._process.pid)
         self._process.kill()
         self._process.wait()
-        self._feeder.join()
+        for thread in self._threads:
+            thread.join()
         if self._process.stdout is not None:
             self._process.stdout.close()
 

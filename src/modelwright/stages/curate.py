@@ -10,9 +10,10 @@ import itertools
 import math
 import time
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from importlib import metadata
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, cast
 
 from pydantic import BeforeValidator, Field, PrivateAttr
@@ -135,6 +136,9 @@ class Curate(Stage):
             bytes_in = source.size_bytes()
             for path, (ref, _) in self.refs().items():
                 if path.startswith(f"source.{index}."):
+                    if ref in given.paths:
+                        bytes_in += _bytes(source.files_under(given.paths[ref]))
+                        continue
                     known = given.parents.get(ref)
                     bytes_in += known.bytes or 0.0 if known else 0.0
                     if known is None or known.bytes is None:
@@ -236,7 +240,11 @@ class Curate(Stage):
         """Bytes of each source, as far as they are on the disk."""
         return [
             source.size_bytes()
-            + sum(_on_disk(run.inputs[ref]) for path, (ref, _) in self.refs().items() if path.startswith(f"source.{number}."))
+            + sum(
+                _on_disk(source, run.inputs[ref])
+                for path, (ref, _) in self.refs().items()
+                if path.startswith(f"source.{number}.")
+            )
             for number, source in enumerate(self.source)
         ]
 
@@ -388,9 +396,12 @@ def _kind(spec: Spec) -> str:
     return str(spec.model_dump(include={"kind"}).get("kind", ""))
 
 
-def _on_disk(given: Input) -> float:
-    path = given.path / f"{given.part or 'all'}.jsonl" if given.type == "records" else given.path
-    return sum(file.stat().st_size for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file())
+def _on_disk(source: Source, given: Input) -> float:
+    return _bytes([given.path / f"{given.part or 'all'}.jsonl"] if given.type == "records" else source.files_under(given.path))
+
+
+def _bytes(files: Iterable[Path]) -> float:
+    return float(sum(file.stat().st_size for file in files))
 
 
 class _Parts(ExitStack):

@@ -33,6 +33,10 @@ class Source(Spec):
         """How much there is to read, for estimates and progress; from file sizes, reads nothing. 0 where references tell it."""
         return 0.0
 
+    def files_under(self, path: Path) -> Iterable[Path]:
+        """What it would read of a path that it refers to, for estimates; none where reading will say why. Default: all."""
+        return [path] if path.is_file() else (file for file in path.rglob("*") if file.is_file())
+
     def facts(self, bytes_in: float) -> Facts:
         """What comes of `bytes_in` bytes, for estimates. Default: as many characters as bytes, rows unknown."""
         return Facts(type="records", chars=bytes_in, bytes=bytes_in)

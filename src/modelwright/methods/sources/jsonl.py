@@ -11,13 +11,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from modelwright.core.errors import UserError
 from modelwright.core.events import Log
 from modelwright.core.record import Record
 from modelwright.core.spec import Spec
 from modelwright.core.stage import Accepts, Input, parse_ref
 from modelwright.methods.formats import FORMATS, Format
 from modelwright.methods.sources import OnBad, Source, open_records
-from modelwright.methods.sources._files import EVERY, ROWS, How, Lines, blocks, line_pieces, read
+from modelwright.methods.sources._files import EVERY, ROWS, How, Lines, blocks, find, line_pieces, read
 
 _OF_FILES = ("match", "format", "columns", "csv.delimiter", "csv.quote", "csv.header", "on_bad")
 
@@ -65,6 +66,12 @@ class Jsonl(Source):
         if given.type == "records":
             return open_records(given, log)
         return read(given.path, log, match=self.match, layout=self.format, on_bad=self.on_bad, only=ROWS, how=self._how())
+
+    def files_under(self, path: Path) -> list[Path]:
+        try:
+            return find(path, self.match, ROWS)
+        except UserError:
+            return []
 
     def _how(self) -> How:
         delimiter = "" if self.csv.delimiter == "auto" else self.csv.delimiter
