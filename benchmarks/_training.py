@@ -244,13 +244,13 @@ def ratios(mine: dict[str, float], theirs: dict[str, float], suffix: str = "") -
     }
 
 
-def settled() -> tuple[int, bool, int]:
-    """Steps, whether bf16 has hardware here, layers: what a benchmark's command line may change."""
+def settled(depth: int = SHAPE["depth"]) -> tuple[int, bool, int]:
+    """Steps, whether bf16 has hardware here, layers (so many by default): what a benchmark's command line may change."""
     from modelwright.nn.model import has_bf16
 
     parser = argparse.ArgumentParser(prog="python -m benchmarks NAME")
     parser.add_argument("--steps", type=int, default=4, help="optimizer steps; the first is not timed")
-    parser.add_argument("--depth", type=int, default=SHAPE["depth"], help="layers; fewer for a quick look")
+    parser.add_argument("--depth", type=int, default=depth, help="layers; fewer for a quick look")
     parser.add_argument("--precision", choices=("auto", "bf16", "fp32"), default="auto")
     given, _ = parser.parse_known_args()
     return given.steps, has_bf16() if given.precision == "auto" else given.precision == "bf16", given.depth
