@@ -309,7 +309,7 @@ def test_digest_of_files(tmp_path: Path) -> None:
     assert digest_files([tmp_path / "a", tmp_path / "b"]) != both
 
 
-LEAVES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
+LEAVES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_subnormal=False) | st.text()
 
 
 @given(st.recursive(LEAVES, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))

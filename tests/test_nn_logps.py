@@ -195,7 +195,8 @@ def test_the_plan_knows_the_memory_of_the_loss(dtype: str, positions: int) -> No
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     measured = float(subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout)
     planned = logits_bytes(49152, 64, positions, dtype == "bfloat16")
-    assert 0.4 * planned < measured < 1.1 * planned, f"{measured / 1e6:.0f} MB, planned {planned / 1e6:.0f}"
+    library = 24e6  # workspaces of matrix products, and pages that the allocator rounds to
+    assert 0.4 * planned < measured < 1.1 * planned + library, f"{measured / 1e6:.0f} MB, planned {planned / 1e6:.0f}"
 
 
 def test_dropout_beside_the_head_is_drawn_once() -> None:
