@@ -157,7 +157,7 @@ joined = st.lists(pieces | st.text(alphabet, max_size=4), max_size=8).map("".joi
 texts = st.text(alphabet, max_size=40) | joined | st.text(max_size=20)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(texts)
 def test_words_of_any_text(text: str) -> None:
     assert words_of(text) == plain_words(text)
@@ -218,7 +218,7 @@ def plain_counts(text: str) -> dict[str, int]:
 line = st.sampled_from(["\n", "\n\n", " \n", "\r\n", "\x1c", "• a", "- of the", "It ends.", "so...", "a b c d e ", "ab", "  "])
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.lists(texts | st.lists(line).map("".join), min_size=1, max_size=4))
 def test_counts_of_any_text(many: list[str]) -> None:
     columns = datatrove.counted(Texts.of(many))
@@ -255,7 +255,7 @@ def simplified(text: str) -> str:
 odd = st.sampled_from("1.5|10,000.25|٣٫٤|1.2.3|é|Å|한글|ẞ|İ|e\u0301 \u0301 x|don't|0.|5km|’s| |-|a".split("|"))
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(texts | st.lists(odd, max_size=9).map("".join))
 def test_the_normal_form_of_any_text(text: str) -> None:
     assert normal_words(text) == plain_words(simplified(text))

@@ -155,13 +155,13 @@ def test_counts_are_those_of_plain_python() -> None:
     check([*TEXTS, *prose])
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(texts_of)
 def test_counts_of_any_text(texts: list[str]) -> None:
     check(texts)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(texts_of, st.integers(1, 6))
 def test_shingles_are_runs_of_bare_words(texts: list[str], ngram: int) -> None:
     packed = Texts.of(texts)

@@ -188,7 +188,7 @@ def both(how: str) -> tuple[Any, Any]:
     return tokenizer, fast_encoding(tokenizer).encode
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.sampled_from(CUTS), st.lists(st.text() | st.sampled_from(PIECES)))
 def test_ids_are_identical_over_all_of_unicode(how: str, pieces: list[str]) -> None:
     tokenizer, encode = both(how)
