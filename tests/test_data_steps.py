@@ -12,7 +12,7 @@ import pytest
 from modelwright.core.events import Log
 from modelwright.core.record import Record, write_records
 from modelwright.core.stage import Input, Run
-from modelwright.methods.steps import STEPS, Cut, Drop, Step, near_clusters
+from modelwright.methods.steps import STEPS, Cut, Drop, Step
 from modelwright.text import Texts
 from modelwright.text.near import Twin, clusters, jaccard, shingle_set, signatures
 
@@ -195,7 +195,8 @@ def test_minhash_keeps_the_first_and_says_why() -> None:
     kept, dropped, _ = go(make("minhash"), docs([text, prose(2), vary(text, 1, 0), "", ""]))
     assert [r.id for r in kept] == ["d0", "d1", "d3", "d4"]  # empty texts are not duplicates of each other
     assert dropped[0].reason == "near duplicate" and "like d0, Jaccard 0.9" in dropped[0].detail
-    assert near_clusters([text, "other words here", text], 0.9) == [0, 1, 0]
+    texts = Texts.of([text, "other words here", text])
+    assert clusters(signatures(texts, 5, 14, 8, 0), 0.9, lambda document: shingle_set(texts, document, 5))[0] == [0, 1, 0]
 
 
 def test_minhash_survives_many_equal_documents() -> None:

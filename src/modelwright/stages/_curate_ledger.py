@@ -14,7 +14,7 @@ from typing import Any
 
 from modelwright.core.events import Log
 from modelwright.core.record import Record
-from modelwright.methods.steps import Cut, Drop, Lost, Made, content
+from modelwright.methods.steps import Cut, Drop, Lost, Made, content, size_of
 from modelwright.stages._curate_seen import Seen
 
 SAMPLES = 3
@@ -92,12 +92,6 @@ class Entry:
         }
 
 
-def size(record: Record) -> int:
-    """Bytes of a row's text in UTF-8."""
-    text = content(record)
-    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
-
-
 class Ledger:
     """Accounts of all steps; dropped rows go to `dropped.jsonl` as samples."""
 
@@ -133,7 +127,7 @@ class Ledger:
             if record is None:
                 break
             entry.rows_out += 1
-            entry.bytes_out += size(record)
+            entry.bytes_out += size_of(record)
             yield record
         entry.rows_in = entry.rows_out + counts.unreadable
         entry.bytes_in = entry.bytes_out

@@ -10,11 +10,24 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, overload
 
 from modelwright.core.record import Record, from_json
-from modelwright.methods.steps import Numbers, content
-from modelwright.stages._curate_ledger import size
+from modelwright.methods.steps import Numbers, content, size_of
 
 
-class Rows(Sequence[Record]):
+class _Many(Sequence[Record]):
+    """A kind says how it finds one."""
+
+    def at(self, index: int) -> Record:
+        raise NotImplementedError
+
+    @overload
+    def __getitem__(self, index: int) -> Record: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Record]: ...
+    def __getitem__(self, index: int | slice) -> Record | list[Record]:
+        return [self.at(i) for i in range(*index.indices(len(self)))] if isinstance(index, slice) else self.at(index)
+
+
+class Rows(_Many):
     """Rows of which each is an object until it has to travel, to wait or to be written, and then a line.
 
     A line is read again only where somebody looks at its row, so whole chunks pass from a worker to the disk unread."""
@@ -57,13 +70,7 @@ class Rows(Sequence[Record]):
     def __len__(self) -> int:
         return len(self.sizes)
 
-    @overload
-    def __getitem__(self, index: int) -> Record: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Record]: ...
-    def __getitem__(self, index: int | slice) -> Record | list[Record]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def at(self, index: int) -> Record:
         if self._records is not None:
             return self._records[index]
         return from_json(self._data[self._ends[index - 1] if index else 0 : self._ends[index]])
@@ -77,7 +84,9 @@ class Rows(Sequence[Record]):
             return self
         if self._records is not None:
             kept = [(became.get(i, record), self.sizes[i]) for i, record in enumerate(self._records)]
-            left = [(record, size(record) if i in became else old) for i, (record, old) in enumerate(kept) if record is not None]
+            left = [
+                (record, size_of(record) if i in became else old) for i, (record, old) in enumerate(kept) if record is not None
+            ]
             return Rows([record for record, _ in left], [number for _, number in left])
         pieces, ends, sizes, chars = [], array("q"), array("q"), array("q")
         for index, (end, old, length) in enumerate(zip(self._ends, self.sizes, self.chars, strict=True)):
@@ -86,7 +95,7 @@ class Rows(Sequence[Record]):
                 record = became[index]
                 if record is None:
                     continue
-                line, old, length = record.to_json() + b"\n", size(record), len(content(record))
+                line, old, length = record.to_json() + b"\n", size_of(record), len(content(record))
             pieces.append(line)
             ends.append((ends[-1] if ends else 0) + len(line))
             sizes.append(old)
@@ -110,7 +119,7 @@ class _Stored(NamedTuple):
     chars: array[int]
 
 
-class Held(Sequence[Record]):
+class Held(_Many):
     """Rows that wait for a choice: in memory up to `most_bytes` of text, and in a file from there on."""
 
     def __init__(self, path: Path, most_bytes: int) -> None:
@@ -145,13 +154,7 @@ class Held(Sequence[Record]):
     def __len__(self) -> int:
         return self._rows
 
-    @overload
-    def __getitem__(self, index: int) -> Record: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Record]: ...
-    def __getitem__(self, index: int | slice) -> Record | list[Record]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def at(self, index: int) -> Record:
         number = bisect_right(self._firsts, index) - 1
         chunk, within = self._chunks[number], index - self._firsts[number]
         if isinstance(chunk, Rows):

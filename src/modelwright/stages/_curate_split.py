@@ -149,18 +149,13 @@ def _groups(rows: Sequence[Record], split: Split, found: Numbers) -> Array:
     """For each row the first row of its group: equal values of the key, equal or nearly equal texts, and chains of both."""
     import numpy as np
 
-    root = np.arange(len(rows))
+    from modelwright.text.forest import Forest
 
-    def find(x: int) -> int:
-        while root[x] != x:
-            root[x] = root[root[x]]
-            x = int(root[x])
-        return x
+    forest = Forest(len(rows))
 
     def join(rows_R: Array, others_R: Array) -> None:
         for a, b in zip(rows_R.tolist(), others_R.tolist(), strict=True):
-            low, high = sorted((find(a), find(b)))
-            root[high] = low
+            forest.join(a, b)
 
     for name in ("row", "origin", *(["group"] if split.group else [])):
         first_R = _firsts(found[name])
@@ -173,7 +168,7 @@ def _groups(rows: Sequence[Record], split: Split, found: Numbers) -> Array:
         owner_T, home_T = _near(rows, split, found, "near")
         (late_T,) = np.nonzero(home_T != np.arange(len(home_T)))
         join(owner_T[late_T], owner_T[home_T[late_T]])
-    return np.array([find(row) for row in range(len(rows))], np.int64)
+    return np.array(forest.homes(), np.int64)
 
 
 def _near(rows: Sequence[Record], split: Split, found: Numbers, look: str) -> tuple[Array, Array]:

@@ -11,9 +11,9 @@ from modelwright.core.events import Log
 from modelwright.core.record import Record
 from modelwright.core.stage import Run
 from modelwright.methods.sources import SOURCES, Source
-from modelwright.methods.steps import STEPS, Choosing, Cut, Drop, Made, Measuring, Numbers, Step
+from modelwright.methods.steps import STEPS, Choosing, Cut, Drop, Made, Measuring, Numbers, Step, size_of
 from modelwright.stages._curate_known import Fresh, Known, Stored
-from modelwright.stages._curate_ledger import KEPT, Entry, size
+from modelwright.stages._curate_ledger import KEPT, Entry
 from modelwright.stages._curate_rows import Rows
 
 
@@ -91,7 +91,7 @@ class Work:
             rows, read = self._read(chunk)
         else:
             rows = list(chunk)
-        sizes = list(chunk.sizes) if isinstance(chunk, Rows) else list(map(size, rows))
+        sizes = list(chunk.sizes) if isinstance(chunk, Rows) else list(map(size_of, rows))
         if read is not None:
             read.entry.rows_out, read.entry.bytes_out = len(rows), sum(sizes)
         if number not in self._judges:
@@ -156,7 +156,7 @@ def _judged(entry: Entry, judge: Judging, rows: list[Record], sizes: list[int]) 
     for result in judge(rows, entry):
         if (record := entry.judged(result)) is not None:
             kept.append(record)
-    left = [known[id(record)] if id(record) in known else size(record) for record in kept]
+    left = [known[id(record)] if id(record) in known else size_of(record) for record in kept]
     entry.rows_out, entry.bytes_out = len(kept), sum(left)
     entry.keep(kept)
     entry.seconds += perf_counter() - start

@@ -7,13 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import math
 import time
-from array import array
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from importlib import metadata
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, cast
 
 from pydantic import BeforeValidator, Field, PrivateAttr
@@ -23,7 +20,7 @@ from modelwright.core.events import Log
 from modelwright.core.measure import cores
 from modelwright.core.record import Record
 from modelwright.core.spec import Spec
-from modelwright.core.stage import Check, Estimate, Facts, Given, Input, Run, Stage, Stats, estimate
+from modelwright.core.stage import Check, Estimate, Facts, Given, Run, Stage, Stats, estimate
 from modelwright.core.units import bytes_text
 from modelwright.methods.sources import SOURCES, Source
 from modelwright.methods.steps import STEPS, Choosing, Drop, Numbers, Step
@@ -31,7 +28,8 @@ from modelwright.stages._curate_cost import Cost, cost, held_bytes, work_s, work
 from modelwright.stages._curate_flow import CHUNK_BYTES, CHUNK_ROWS, Cluster, Flow, How, chunked
 from modelwright.stages._curate_journal import Journals
 from modelwright.stages._curate_ledger import Entry, Ledger, Reading
-from modelwright.stages._curate_rows import Held, Rows
+from modelwright.stages._curate_parts import Measured, Parts, histogram
+from modelwright.stages._curate_rows import Held
 from modelwright.stages._curate_split import Kinship, Split, assign, find_leaks
 from modelwright.stages._curate_work import Chunk, Named, Piece
 
@@ -129,23 +127,27 @@ class Curate(Stage):
 
     def _sources(self, given: Given) -> tuple[list[Facts], float, list[str]]:
         """What each source will give, seconds to read it all, and references of unknown size."""
-        facts: list[Facts] = []
-        seconds = 0.0
-        unknown: list[str] = []
-        for index, source in enumerate(self.source):
-            bytes_in = source.size_bytes()
-            for path, (ref, _) in self.refs().items():
-                if path.startswith(f"source.{index}."):
-                    if ref in given.paths:
-                        bytes_in += _bytes(source.files_under(given.paths[ref]))
-                        continue
-                    known = given.parents.get(ref)
-                    bytes_in += known.bytes or 0.0 if known else 0.0
-                    if known is None or known.bytes is None:
-                        unknown.append(ref)
-            facts.append(source.facts(bytes_in))
-            seconds += bytes_in / source.bytes_per_s
-        return facts, seconds, unknown
+
+        def known(source: Source, ref: str) -> float | None:
+            if ref in given.paths:
+                return source.bytes_under(given.paths[ref])
+            return given.parents[ref].bytes if ref in given.parents else None
+
+        sizes, unknown = self._sizes(known)
+        seconds = sum(size / source.bytes_per_s for source, size in zip(self.source, sizes, strict=True))
+        return [source.facts(size) for source, size in zip(self.source, sizes, strict=True)], seconds, unknown
+
+    def _sizes(self, of: Callable[[Source, str], float | None]) -> tuple[list[float], list[str]]:
+        """Bytes of each source, of its references what `of` says; and those of which it knows nothing."""
+        sizes, unknown = [source.size_bytes() for source in self.source], []
+        for path, (ref, _) in self.refs().items():
+            owner, *number = path.split(".")[:2]
+            if owner == "source":
+                index = int(number[0])
+                if (size := of(self.source[index], ref)) is None:
+                    unknown.append(ref)
+                sizes[index] += size or 0.0
+        return sizes, unknown
 
     def _predicted(self, rows: float | None, bytes_out: float) -> dict[str, Facts]:
         def fact(share: float, exact: float | None = None) -> Facts:
@@ -190,7 +192,7 @@ class Curate(Stage):
     def _memory(self, run: Run, opened: _Opened) -> Iterator[Check]:
         """Whether the numbers that steps choose by will fit, by the size of the first rows."""
         chars = sum(len(record.text) for record in opened.head)
-        bytes_in = sum(self._sizes(run))
+        bytes_in = sum(self._on_disk(run))
         rows = bytes_in / (chars / len(opened.head)) if chars else None
         found = self._cost(0.0, bytes_in, rows, run.memory_bytes, 1)
         if found.memory_bytes > run.memory_bytes:
@@ -216,7 +218,7 @@ class Curate(Stage):
             "parts": {name: len(lengths) for name, (lengths, _) in measured.items()},
             "ledger": [entry.stats() for entry in ledger.entries],
             "statistics": [statistic for entry in ledger.entries for statistic in entry.seen.stats(entry.step)],
-            "lengths": {name: _histogram(lengths) for name, (lengths, _) in measured.items()},
+            "lengths": {name: histogram(lengths) for name, (lengths, _) in measured.items()},
             "facts": self._facts(measured),
         }
 
@@ -231,22 +233,21 @@ class Curate(Stage):
         if run.cluster is not None:
             run.log.note("a Ray cluster works through the rows")
             return How(run.workers, cast(Cluster, run.cluster), held)
-        workers = workers_for(work_s(self.source, self.steps, self._sizes(run)), run.workers, cores(), run.memory_bytes)
+        workers = workers_for(work_s(self.source, self.steps, self._on_disk(run)), run.workers, cores(), run.memory_bytes)
         if workers > 1:
             run.log.note(f"{workers} processes work through the rows")
         return How(workers, held_bytes=held)
 
-    def _sizes(self, run: Run) -> list[float]:
+    def _on_disk(self, run: Run) -> list[float]:
         """Bytes of each source, as far as they are on the disk."""
-        return [
-            source.size_bytes()
-            + sum(
-                _on_disk(source, run.inputs[ref])
-                for path, (ref, _) in self.refs().items()
-                if path.startswith(f"source.{number}.")
-            )
-            for number, source in enumerate(self.source)
-        ]
+
+        def there(source: Source, ref: str) -> float:
+            given = run.inputs[ref]
+            if given.type == "records":
+                return float((given.path / f"{given.part or 'all'}.jsonl").stat().st_size)
+            return source.bytes_under(given.path)
+
+        return self._sizes(there)[0]
 
     @contextmanager
     def _journals(self, run: Run) -> Iterator[Journals]:
@@ -262,7 +263,7 @@ class Curate(Stage):
         chunks, counts = self._chunks(opened, run, ledger)
         flow = self._flow(run, ledger)
         if self.split is None:
-            with _Parts(run, ["all"]) as parts:
+            with Parts(run, ["all"]) as parts:
                 for rows in flow.rows(chunks, counts, how):
                     parts.write("all", rows)
                 measured = parts.measured
@@ -326,7 +327,7 @@ class Curate(Stage):
         assigned = assign(rows, split, run.seed, numbers)
         for row, detail in assigned.leaks.items():
             ledger.drop(entry, Drop(rows[row], "split: would leak", detail))
-        with _Parts(run, split.names()) as parts:
+        with Parts(run, split.names()) as parts:
             for first, some in rows.chunks():
                 entry.rows_in, entry.bytes_in = entry.rows_in + len(some), entry.bytes_in + sum(some.sizes)
                 homes = assigned.part[first : first + len(some)]
@@ -388,52 +389,5 @@ class Curate(Stage):
         return found
 
 
-Measured = tuple["array[int]", int]
-"""Characters of each row, and bytes of all."""
-
-
 def _kind(spec: Spec) -> str:
     return str(spec.model_dump(include={"kind"}).get("kind", ""))
-
-
-def _on_disk(source: Source, given: Input) -> float:
-    return _bytes([given.path / f"{given.part or 'all'}.jsonl"] if given.type == "records" else source.files_under(given.path))
-
-
-def _bytes(files: Iterable[Path]) -> float:
-    return float(sum(file.stat().st_size for file in files))
-
-
-class _Parts(ExitStack):
-    """The files of an artifact while they are written, all at once."""
-
-    def __init__(self, run: Run, names: Sequence[str]) -> None:
-        super().__init__()
-        self._files = {name: self.enter_context((run.out / f"{name}.jsonl").open("wb")) for name in names}
-        self.measured: dict[str, Measured] = {name: (array("q"), 0) for name in names}
-
-    def write(self, name: str, rows: Rows) -> None:
-        self._files[name].write(rows.lines())
-        lengths, total = self.measured[name]
-        lengths.extend(rows.chars)
-        self.measured[name] = lengths, total + sum(rows.sizes)
-
-
-def _histogram(lengths: array[int]) -> dict[str, Any]:
-    """Rows by length in characters; bin i holds lengths from edges[i] up to edges[i + 1], which are powers of two."""
-    import numpy as np
-
-    if not lengths:
-        return {"unit": "chars", "edges": [], "counts": []}
-    ordered = np.sort(np.frombuffer(lengths, np.int64))
-    top = max(1, math.ceil(math.log2(int(ordered[-1]) + 1)))
-    edges = [0, *(2**power for power in range(top + 1))]
-    return {
-        "unit": "chars",
-        "edges": edges,
-        "counts": np.diff(np.searchsorted(ordered, edges)).tolist(),
-        "min": int(ordered[0]),
-        "median": int(ordered[len(ordered) // 2]),
-        "mean": round(int(ordered.sum()) / len(ordered), 1),
-        "max": int(ordered[-1]),
-    }

@@ -25,6 +25,7 @@ from modelwright.text._scan import MULTIPLY, decode, finish, longest
 from modelwright.text._spacy import APART, SPACED, TOGETHER, knowledge, split
 from modelwright.text._spacy_rules import CONTROLS, DIGIT, MARKED, PUNCTUATION, classes, spans
 from modelwright.text._xxhash import lanes, xxh64
+from modelwright.text.forest import Forest
 from modelwright.text.near import Signatures, Twin, buckets
 from modelwright.text.tables import PLANES
 
@@ -244,24 +245,18 @@ def clusters(found: Signatures) -> list[Twin]:
     """The documents that have another one which is kept: of two clusters that meet the larger one's, of equals the first's.
 
     The similarity is not known."""
-    root = np.arange(len(found.shingles_D))
-    size = np.ones(len(root), np.int64)
+    forest = Forest(len(found.shingles_D))
+    size = np.ones(len(found.shingles_D), np.int64)
     like: dict[int, int] = {}
-
-    def find(x: int) -> int:
-        while root[x] != x:
-            root[x] = root[root[x]]
-            x = int(root[x])
-        return x
 
     for bucket in buckets(found.band_DN, found.shingles_D > 0):
         members = bucket.tolist()
         for a, b in pairwise(members):
             like.setdefault(b, a)
             like.setdefault(a, b)
-            one, other = find(a), find(b)
+            one, other = forest.find(a), forest.find(b)
             if one != other:
                 kept, gone = (other, one) if size[one] < size[other] else (one, other)
-                root[gone] = kept
+                forest.root[gone] = kept
                 size[kept] += size[gone]
-    return [Twin(d, home, like[d], float("nan")) for d in sorted(like) if (home := find(d)) != d]
+    return [Twin(d, home, like[d], float("nan")) for d in sorted(like) if (home := forest.find(d)) != d]

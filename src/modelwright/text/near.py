@@ -18,6 +18,7 @@ from numba import njit
 
 from modelwright.text import Texts
 from modelwright.text._scan import MULTIPLY, bare_words, finish, longest
+from modelwright.text.forest import Forest
 from modelwright.text.tables import tables
 
 if TYPE_CHECKING:
@@ -153,27 +154,20 @@ def clusters(found: Signatures, threshold: float, set_of: Callable[[int], Array]
 
     `set_of` gives a document's shingles again, where a pair has to be looked at; few are asked for twice in a row, so it may be
     slow to find a text and should remember the last ones."""
-    root = np.arange(len(found.shingles_D))
+    forest = Forest(len(found.shingles_D))
     best: dict[int, tuple[int, float]] = {}
     tried: set[tuple[int, int]] = set()
-
-    def find(x: int) -> int:
-        while root[x] != x:
-            root[x] = root[root[x]]
-            x = int(root[x])
-        return x
 
     for bucket in buckets(found.band_DN, found.shingles_D > 0):
         members = bucket.tolist()
         for position, b in enumerate(members):
             for a in members[: min(position, PAIRS_PER_BUCKET)]:
-                low, high = find(a), find(b)
-                if low == high or (a, b) in tried:
+                if forest.find(a) == forest.find(b) or (a, b) in tried:
                     continue
                 tried.add((a, b))
                 if (similarity := jaccard(set_of(a), set_of(b))) >= threshold:
-                    root[max(low, high)] = min(low, high)
+                    forest.join(a, b)
                     best.setdefault(b, (a, similarity))
                     best.setdefault(a, (b, similarity))
-    home = [find(d) for d in range(len(root))]
-    return home, [Twin(d, home[d], *best[d]) for d in range(len(root)) if home[d] != d]
+    homes = forest.homes()
+    return homes, [Twin(d, home, *best[d]) for d, home in enumerate(homes) if home != d]

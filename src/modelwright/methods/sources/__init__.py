@@ -33,9 +33,16 @@ class Source(Spec):
         """How much there is to read, for estimates and progress; from file sizes, reads nothing. 0 where references tell it."""
         return 0.0
 
-    def files_under(self, path: Path) -> Iterable[Path]:
-        """What it would read of a path that it refers to, for estimates; none where reading will say why. Default: all."""
+    def found(self, path: Path) -> Iterable[Path]:
+        """The files that it would read of a path that it refers to; UserError for none. Default: all."""
         return [path] if path.is_file() else (file for file in path.rglob("*") if file.is_file())
+
+    def bytes_under(self, path: Path) -> float:
+        """Size of these, for estimates; 0 where reading will say what is wrong."""
+        try:
+            return float(sum(file.stat().st_size for file in self.found(path)))
+        except UserError:
+            return 0.0
 
     def facts(self, bytes_in: float) -> Facts:
         """What comes of `bytes_in` bytes, for estimates. Default: as many characters as bytes, rows unknown."""

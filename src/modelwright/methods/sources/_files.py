@@ -141,12 +141,6 @@ class Files(Source):
     def found(self, path: Path) -> list[Path]:
         return find(path, self.match, self.suffixes)
 
-    def files_under(self, path: Path) -> list[Path]:
-        try:
-            return self.found(path)
-        except UserError:
-            return []
-
     def of_file(self, file: Path, name: str, log: Log) -> Iterator[Record]:
         """The rows of one file."""
         raise NotImplementedError

@@ -11,7 +11,6 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from modelwright.core.errors import UserError
 from modelwright.core.events import Log
 from modelwright.core.record import Record
 from modelwright.core.spec import Spec
@@ -67,11 +66,8 @@ class Jsonl(Source):
             return open_records(given, log)
         return read(given.path, log, match=self.match, layout=self.format, on_bad=self.on_bad, only=ROWS, how=self._how())
 
-    def files_under(self, path: Path) -> list[Path]:
-        try:
-            return find(path, self.match, ROWS)
-        except UserError:
-            return []
+    def found(self, path: Path) -> list[Path]:
+        return find(path, self.match, ROWS)
 
     def _how(self) -> How:
         delimiter = "" if self.csv.delimiter == "auto" else self.csv.delimiter

@@ -244,6 +244,12 @@ def content(record: Record) -> str:
     return "\n".join(spoken(message) for message in (*record.messages, *record.chosen, *record.rejected))
 
 
+def size_of(record: Record) -> int:
+    """Bytes of a row's text in UTF-8."""
+    text = content(record)
+    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
+
+
 def spoken(message: Message) -> str:
     """Text of one turn; of a call to a tool, its JSON."""
     text = message.get("content") or ""
@@ -282,12 +288,3 @@ def is_python(record: Record) -> bool:
         return False
     language = record.meta.get("language")
     return language == "python" if language else str(record.meta.get("path", record.id)).endswith((".py", ".pyi"))
-
-
-def near_clusters(texts: Sequence[str], threshold: float, seed: int = 0) -> list[int]:
-    """For each text the number of the first one of its cluster of near-duplicates: Jaccard of word 5-grams, as `minhash`."""
-    from modelwright.text import Texts, near
-
-    all_texts = Texts.of(texts)
-    found = near.signatures(all_texts, 5, 14, 8, seed)
-    return near.clusters(found, threshold, lambda document: near.shingle_set(all_texts, document, 5))[0]

@@ -5,20 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
-from pydantic import BeforeValidator
-
 from modelwright.core.errors import UserError
 from modelwright.core.stage import Accepts, Run
 from modelwright.methods.sources import open_records
 from modelwright.methods.steps import content
+from modelwright.methods.steps._rows import ONE_OR_MORE
 
 if TYPE_CHECKING:
     from modelwright.text.linear import Trained
 
-Examples = Annotated[
-    tuple[Annotated[str, Accepts(("records",))], ...],
-    BeforeValidator(lambda value: (value,) if isinstance(value, str) else value, json_schema_input_type=str | list[str]),
-]
+Examples = Annotated[tuple[Annotated[str, Accepts(("records",))], ...], ONE_OR_MORE]
 """Field type: one reference to records or a list of them."""
 MIN_EXAMPLES = 20
 """Of each class: with fewer, the four of them that are held out say nothing of how well they are told apart."""

@@ -1,4 +1,4 @@
-"""What several steps ask of a row: the group it is in, its size, a number drawn for it."""
+"""What several steps ask of a row: the group it is in, a number drawn for it."""
 
 from __future__ import annotations
 
@@ -9,12 +9,10 @@ from urllib.parse import urlsplit
 from pydantic import BeforeValidator
 
 from modelwright.core.record import Record
-from modelwright.methods.steps import content
 
-Names = Annotated[
-    tuple[str, ...],
-    BeforeValidator(lambda value: (value,) if isinstance(value, str) else value, json_schema_input_type=str | list[str]),
-]
+ONE_OR_MORE = BeforeValidator(lambda value: (value,) if isinstance(value, str) else value, json_schema_input_type=str | list[str])
+"""Of a tuple of names: one alone may be written without a list."""
+Names = Annotated[tuple[str, ...], ONE_OR_MORE]
 """Field type: one name or a list of them."""
 
 
@@ -27,12 +25,6 @@ def group_of(record: Record, key: str) -> str:
         except ValueError:  # not a URL
             return ""
     return "" if value is None else str(value)
-
-
-def size_of(record: Record) -> int:
-    """Bytes of the text in UTF-8."""
-    text = content(record)
-    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
 
 
 def draw(seed: int, name: str) -> float:

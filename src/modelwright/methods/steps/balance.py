@@ -16,8 +16,8 @@ from modelwright.core.errors import UserError
 from modelwright.core.record import Record
 from modelwright.core.spec import Advice, Spec
 from modelwright.core.stage import Run
-from modelwright.methods.steps import Choice, Choosing, Numbers, Why
-from modelwright.methods.steps._rows import draw, group_of, size_of
+from modelwright.methods.steps import Choice, Choosing, Numbers, Why, size_of
+from modelwright.methods.steps._rows import draw, group_of
 
 
 class Balance(Choosing):

@@ -15,8 +15,8 @@ from modelwright.core.errors import UserError
 from modelwright.core.record import Record
 from modelwright.core.spec import Advice
 from modelwright.core.stage import Run
-from modelwright.methods.steps import Choice, Choosing, Numbers, Why
-from modelwright.methods.steps._rows import Names, group_of, size_of
+from modelwright.methods.steps import Choice, Choosing, Numbers, Why, size_of
+from modelwright.methods.steps._rows import Names, group_of
 
 SHOWN = 50
 """Groups of a key that are told one by one, the largest ones; the rest are one line."""

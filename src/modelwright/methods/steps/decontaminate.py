@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
 from modelwright.core.errors import UserError
 from modelwright.core.record import Record
@@ -17,6 +17,7 @@ from modelwright.core.spec import Advice, Spec
 from modelwright.core.stage import Accepts, Run
 from modelwright.methods.sources import open_records
 from modelwright.methods.steps import Cut, Drop, Judge, Step, batches, content, spoken
+from modelwright.methods.steps._rows import ONE_OR_MORE
 
 
 class Item(NamedTuple):
@@ -43,7 +44,7 @@ class Decontaminate(Step):
     kind: Literal["decontaminate"] = "decontaminate"
     against: Annotated[
         tuple[Annotated[str, Accepts(("records",))], ...],
-        BeforeValidator(lambda value: (value,) if isinstance(value, str) else value),
+        ONE_OR_MORE,
         Field(min_length=1, examples=[("./other.jsonl",)]),
     ]
     """References to the test items: one, or a list. Of a chat the questions count; the last answer is its answer."""
