@@ -66,7 +66,10 @@ class Preview(NamedTuple):
         """As JSON."""
         rows = [
             {
-                **{"name": row.name, "left_out": row.why or None, "note": row.note, "tokens": {s: row.count(s) for s in STATES}},
+                "name": row.name,
+                "left_out": row.why or None,
+                "note": row.note,
+                "tokens": {state: row.count(state) for state in STATES},
                 "parts": [{"name": part.name, "tokens": [token._asdict() for token in part.tokens]} for part in row.parts],
             }
             for row in self.rows

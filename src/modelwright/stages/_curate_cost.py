@@ -28,7 +28,8 @@ WORTH_WORKERS_S = 10.0
 START_S = 1.0
 """Until a worker works; measured, with the kernels' cache there."""
 EFFICIENCY = 0.9
-"""What a worker's core gives of a core that works alone; measured with two workers on two cores."""
+"""What a worker's core gives of a core that works alone. Assumed; two workers on two cores of a shared machine were measured at
+0.79 to 0.84 (`curate_two_cores`, without their start)."""
 PARENT_S_PER_BYTE = 1e-9
 """What the command itself does with what its workers read: it takes chunks in, writes lines and keeps the ledger; measured."""
 
