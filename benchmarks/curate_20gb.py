@@ -1,5 +1,5 @@
 """Memory of a curation (Gopher's filters, MinHash, a split) of more text than fits in it: peaks of the command and of its
-workers for generated text of several sizes. 20 GB are to stay within 2 GB.
+workers for generated text of several sizes, in one packed file. 20 GB are to stay within 2 GB.
 
 `python -m benchmarks curate_20gb [--gigabytes 0.25 0.5 1] [--workers 2]`; `--gigabytes 20` is the whole of it, in an hour or so.
 """
@@ -32,12 +32,14 @@ def paragraphs(chance: random.Random) -> list[str]:
 
 
 def generate(path: Path, bytes_: float) -> int:
-    """JSON lines of documents; returns how many."""
+    """Packed JSON lines of documents, so that the disk has room for what the run needs; returns how many."""
+    import zstandard
+
     chance = random.Random(0)
     known = paragraphs(chance)
     written = rows = 0
     parts: list[str] = []
-    with path.open("w", encoding="utf-8") as file:
+    with zstandard.open(path, "wt", cctx=zstandard.ZstdCompressor(level=1, threads=2), encoding="utf-8") as file:
         while written < bytes_:
             if not parts or chance.random() >= COPY_SHARE:
                 parts, more = chance.choices(known, k=DOCUMENT_PARAGRAPHS), []
@@ -82,7 +84,7 @@ def main() -> dict[str, float]:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             start = time.monotonic()
-            rows = generate(folder / "rows.jsonl", size * 1e9)
+            rows = generate(folder / "rows.jsonl.zst", size * 1e9)
             made_s = time.monotonic() - start
             (folder / "out").mkdir()
             command = [sys.executable, "-m", "benchmarks.curate_20gb", str(folder), str(given.workers)]
@@ -99,4 +101,4 @@ def main() -> dict[str, float]:
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
-    print(json.dumps(curated(folder / "rows.jsonl", folder / "out", int(sys.argv[2]))))
+    print(json.dumps(curated(folder / "rows.jsonl.zst", folder / "out", int(sys.argv[2]))))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import math
 import random
 import re
 from pathlib import Path
@@ -14,7 +15,7 @@ from modelwright.core.record import Record, write_records
 from modelwright.core.stage import Input, Run
 from modelwright.methods.steps import STEPS, Cut, Drop, Step
 from modelwright.text import Texts
-from modelwright.text.near import Twin, clusters, jaccard, shingle_set, signatures
+from modelwright.text.near import bands_of, clusters, jaccard, shingle_set, signatures
 
 WORDS = (
     "the of and to in that is for with as on be at by have from this which or an are not it but can will one all their "
@@ -152,26 +153,34 @@ def family() -> list[str]:
     return texts
 
 
-def clustered(family: list[str], threshold: float) -> tuple[list[int], list[Twin]]:
+def clustered(family: list[str], threshold: float) -> list[tuple[int, int, float]]:
+    """Of each text its cluster's first, and a text that it was matched with."""
     texts = Texts.of(family)
-    return clusters(signatures(texts, 5, 14, 8, 0), threshold, lambda document: shingle_set(texts, document, 5))
+    columns = signatures(texts, 5, 14, 8, 0).columns()
+    found = clusters(bands_of(columns, 14), columns["shingles"], threshold, lambda document: shingle_set(texts, document, 5))
+    assert found.goes().tolist() == [home != text for text, home in enumerate(found.home_D.tolist())]
+    return list(zip(*(column.tolist() for column in found), strict=True))
 
 
 def test_minhash_finds_what_brute_force_finds(family: list[str]) -> None:
     pairs = {(a, b): brute_jaccard(family[a], family[b]) for b in range(len(family)) for a in range(b)}
     true = {pair for pair, value in pairs.items() if value >= 0.8}
     assert len(true) > 40
-    home, twins = clustered(family, 0.8)
+    twins = clustered(family, 0.8)
+    home = [home for home, _, _ in twins]
     found = {pair for pair in true if home[pair[0]] == home[pair[1]]}
     # A pair of similarity s is met in one of 14 bands of 8 with probability 1 - (1 - s^8)^14 (Mining of Massive Datasets, 3.4.2).
     expected = sum(1 - (1 - pairs[pair] ** 8) ** 14 for pair in true) / len(true)
     assert len(found) / len(true) > expected - 0.05 > 0.9
     assert all(pair in found for pair in true if pairs[pair] >= 0.9)
-    for twin in twins:  # every twin is verified, so there are no false ones
-        a, b = sorted((twin.document, twin.like))
-        assert twin.similarity == pytest.approx(pairs[a, b]) and pairs[a, b] >= 0.8
-        assert twin.of == home[twin.document] < twin.document
-    assert clustered(family, 0.8) == (home, twins)
+    for text, (first, like, similarity) in enumerate(twins):  # every twin is verified, so there are no false ones
+        if like < 0:
+            assert first == text and math.isnan(similarity)
+            continue
+        pair = min(text, like), max(text, like)
+        assert similarity == pytest.approx(pairs[pair], rel=1e-6) and pairs[pair] >= 0.8
+        assert first == home[like] <= text
+    assert [twin[:2] for twin in clustered(family, 0.8)] == [twin[:2] for twin in twins]
 
 
 def test_signatures_estimate_jaccard(family: list[str]) -> None:
@@ -195,8 +204,7 @@ def test_minhash_keeps_the_first_and_says_why() -> None:
     kept, dropped, _ = go(make("minhash"), docs([text, prose(2), vary(text, 1, 0), "", ""]))
     assert [r.id for r in kept] == ["d0", "d1", "d3", "d4"]  # empty texts are not duplicates of each other
     assert dropped[0].reason == "near duplicate" and "like d0, Jaccard 0.9" in dropped[0].detail
-    texts = Texts.of([text, "other words here", text])
-    assert clusters(signatures(texts, 5, 14, 8, 0), 0.9, lambda document: shingle_set(texts, document, 5))[0] == [0, 1, 0]
+    assert [home for home, _, _ in clustered([text, "other words here", text], 0.9)] == [0, 1, 0]
 
 
 def test_minhash_survives_many_equal_documents() -> None:

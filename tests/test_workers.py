@@ -180,14 +180,19 @@ def test_rows_change_alike_as_objects_and_as_lines() -> None:
         assert list(found.chars) == [1, 0, 1] and found.lines() == b"".join(row.to_json() + b"\n" for row in left)
 
 
-def test_columns_grow_where_they_are() -> None:
-    columns = _curate_rows.Columns()
+@pytest.mark.parametrize("most", [10**9, 100, 0])
+def test_columns_lie_in_memory_or_on_the_disk(tmp_path: Path, most: int) -> None:
+    columns = _curate_rows.Columns(tmp_path / "waiting", most)
     objects = np.empty(2, object)
     objects[:] = ["x", [1]]
     for _ in range(3):
-        columns.add({"band": np.arange(6).reshape(2, 3), "object": objects})
-    found = columns.numbers()
-    assert found["band"].tolist() == [[0, 1, 2], [3, 4, 5]] * 3 and found["object"].tolist() == ["x", [1]] * 3
+        columns.add({"band": np.arange(6).reshape(2, 3), "yes": np.array([True, False]), "object": objects})
+    assert len(list(tmp_path.iterdir())) == (0 if most > 1000 else 2)
+    for _ in range(2):
+        assert columns["band"].tolist() == [[0, 1, 2], [3, 4, 5]] * 3 and columns["yes"].tolist() == [True, False] * 3
+        assert columns["object"].tolist() == ["x", [1]] * 3 and set(columns) == {"band", "yes", "object"}
+    columns.close()
+    assert not list(tmp_path.iterdir()) and not columns
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "markdown", "html", "pdf", "docx", "epub"])

@@ -31,6 +31,8 @@ SHOWN_S = 0.1
 """Between two looks at how far it is."""
 HELD_BYTES = 256 << 20
 """Text of rows that wait in memory for a choice; more lies on the disk."""
+NUMBERS_BYTES = 64 << 20
+"""Of their numbers, likewise."""
 
 
 class Pool(Protocol):
@@ -143,7 +145,7 @@ class _Stage:
         if choosing.waits():
             with self.gathered(number, stretch, chunks) as (held, numbers):
                 gone = self._choice(choosing, choose, numbers, held, entry)
-                numbers.clear()  # rows may wait again behind this
+                numbers.close()  # rows may wait again behind this
                 for first, rows in held.chunks():
                     yield _applied(gone, first, rows, entry, self._ledger)
             return
@@ -162,17 +164,19 @@ class _Stage:
         return gone
 
     @contextmanager
-    def gathered(self, number: int, stretch: Stretch, chunks: Iterator[Chunk]) -> Iterator[tuple[Held, Numbers]]:
+    def gathered(self, number: int, stretch: Stretch, chunks: Iterator[Chunk]) -> Iterator[tuple[Held, Columns]]:
         """All rows, where they wait, and their numbers."""
-        held, columns = Held(self._run.out / f"waiting-{number}", self._how.held_bytes), Columns()
+        path = self._run.out / f"waiting-{number}"
+        held, columns = Held(path, self._how.held_bytes), Columns(path, NUMBERS_BYTES)
         try:
             for done, place in self._results(number, stretch, chunks):
                 if len(done.rows):
                     held.add(done.rows, place)
                     columns.add(done.numbers)
-            yield held, columns.numbers()
+            yield held, columns
         finally:
             held.close()
+            columns.close()
 
     def _results(self, number: int, stretch: Stretch, chunks: Iterator[Chunk]) -> Iterator[tuple[Done, Place | None]]:
         """What became of each chunk, in order, accounted for; where its lines are, if they are in the journal."""

@@ -192,23 +192,53 @@ class Held(_Many):
         self._path.unlink(missing_ok=True)
 
 
-class Columns:
-    """Numbers of rows, chunk after chunk, in arrays that grow where they are: none is ever in memory twice."""
+class Columns(Mapping[str, Any]):
+    """Numbers of rows, chunk after chunk: in memory up to `most_bytes`, and in a file for each name from there on, which is read
+    whenever somebody asks for it. Objects stay in memory."""
 
-    def __init__(self) -> None:
+    def __init__(self, path: Path, most_bytes: int) -> None:
+        self._path, self._most_bytes = path, most_bytes
         self._arrays: dict[str, Any] = {}
-        self._rows = 0
+        self._files: dict[str, BinaryIO] = {}
+        self._bytes = 0
 
     def add(self, numbers: Numbers) -> None:
         import numpy as np
 
-        rows = len(next(iter(numbers.values()), ()))
         for name, new in numbers.items():
             if name not in self._arrays:
                 self._arrays[name] = np.empty((0, *new.shape[1:]), new.dtype)
-            self._arrays[name].resize((self._rows + rows, *new.shape[1:]), refcheck=False)  # realloc(3) moves pages, not bytes
-            self._arrays[name][self._rows :] = new
-        self._rows += rows
+            held, rows = self._arrays[name], len(self._arrays[name])
+            held.resize((rows + len(new), *new.shape[1:]), refcheck=False)  # realloc(3) moves pages, not bytes
+            held[rows:] = new
+            self._bytes += new.nbytes
+        if self._bytes > self._most_bytes:
+            for number, (name, held) in enumerate(self._arrays.items()):
+                if not held.dtype.hasobject:
+                    if name not in self._files:
+                        self._files[name] = self._path.with_name(f"{self._path.name}-{number}").open("a+b")
+                    self._files[name].write(held.data)
+                    self._arrays[name] = np.empty((0, *held.shape[1:]), held.dtype)
+            self._bytes = 0
 
-    def numbers(self) -> Numbers:
-        return self._arrays
+    def __getitem__(self, name: str) -> Any:
+        import numpy as np
+
+        held = self._arrays[name]
+        if (file := self._files.get(name)) is None:
+            return held
+        file.seek(0)
+        found = np.fromfile(file, held.dtype).reshape(-1, *held.shape[1:])
+        return np.concatenate([found, held]) if len(held) else found
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._arrays)
+
+    def __len__(self) -> int:
+        return len(self._arrays)
+
+    def close(self) -> None:
+        self._arrays = {}
+        for file in self._files.values():
+            file.close()
+            Path(file.name).unlink(missing_ok=True)

@@ -83,7 +83,7 @@ class Kinship(NamedTuple):
         split = self.split
         draws = b"".join(_digest(f"{self.seed}\x00{record.id}", 8) for record in rows)
         origins = [_origin(record, split) for record in rows]
-        found: Numbers = {
+        found: dict[str, Any] = {
             "draw": np.frombuffer(draws, ">u8").astype(np.uint64),
             "row": _digests(map(identity, rows)),
             "origin": _digests(origins),
@@ -97,8 +97,8 @@ class Kinship(NamedTuple):
             which = [each.setdefault(text, len(each)) for text in origins]
             texts = Texts.of(each)
             for name, seed in (("near", 0), ("check", SEED_OF_CHECK)):
-                signatures = near.signatures(texts, NGRAM, BANDS, BAND_ROWS, seed)
-                found[f"{name}_bands"], found[f"{name}_shingles"] = signatures.band_DN[which], signatures.shingles_D[which]
+                columns = near.signatures(texts, NGRAM, BANDS, BAND_ROWS, seed).columns(f"{name} ")
+                found.update({key: column[which] for key, column in columns.items()})
         return found
 
 
@@ -168,7 +168,7 @@ def _groups(rows: Sequence[Record], split: Split, found: Numbers) -> Array:
         owner_T, home_T = _near(rows, split, found, "near")
         (late_T,) = np.nonzero(home_T != np.arange(len(home_T)))
         join(owner_T[late_T], owner_T[home_T[late_T]])
-    return np.array(forest.homes(), np.int64)
+    return forest.homes()
 
 
 def _near(rows: Sequence[Record], split: Split, found: Numbers, look: str) -> tuple[Array, Array]:
@@ -184,10 +184,8 @@ def _near(rows: Sequence[Record], split: Split, found: Numbers, look: str) -> tu
     def set_of(text: int) -> Any:
         return near.shingle_set(Texts.of([_origin(rows[int(owner_T[text])], split)]), 0, NGRAM)
 
-    bands_RN, shingles_R = found[f"{look}_bands"], found[f"{look}_shingles"]
-    all_differ = len(owner_T) == len(rows)  # then nothing need be copied
-    signatures = near.Signatures(*((bands_RN, shingles_R) if all_differ else (bands_RN[owner_T], shingles_R[owner_T])))
-    return owner_T, np.array(near.clusters(signatures, split.near, set_of)[0], np.int64)
+    bands = (band_R[owner_T] for band_R in near.bands_of(found, BANDS, f"{look} "))
+    return owner_T, near.clusters(bands, found[f"{look} shingles"][owner_T], split.near, set_of).home_D
 
 
 def find_leaks(

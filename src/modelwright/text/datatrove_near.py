@@ -12,6 +12,7 @@ need not be the first. Differs from datatrove: a capital sigma at the end of a w
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Iterable
 from functools import cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
@@ -26,7 +27,7 @@ from modelwright.text._spacy import APART, SPACED, TOGETHER, knowledge, split
 from modelwright.text._spacy_rules import CONTROLS, DIGIT, MARKED, PUNCTUATION, classes, spans
 from modelwright.text._xxhash import lanes, xxh64
 from modelwright.text.forest import Forest
-from modelwright.text.near import Signatures, Twin, buckets
+from modelwright.text.near import Clusters, Signatures, buckets, unmatched
 from modelwright.text.tables import PLANES
 
 if TYPE_CHECKING:
@@ -241,22 +242,21 @@ def normal_words(text: str) -> list[str]:
     return [form[low:high] for low, high in pairwise([0, *ends])]
 
 
-def clusters(found: Signatures) -> list[Twin]:
-    """The documents that have another one which is kept: of two clusters that meet the larger one's, of equals the first's.
+def clusters(bands: Iterable[Array], shingles_D: Array) -> Clusters:
+    """Every document's cluster, at home in the one that is kept: of two clusters that meet the larger one's, of equals the
+    first's."""
+    forest = Forest(len(shingles_D))
+    size_D = np.ones(len(shingles_D), np.int64)
+    like_D, similarity_D = unmatched(len(shingles_D))
 
-    The similarity is not known."""
-    forest = Forest(len(found.shingles_D))
-    size = np.ones(len(found.shingles_D), np.int64)
-    like: dict[int, int] = {}
-
-    for bucket in buckets(found.band_DN, found.shingles_D > 0):
-        members = bucket.tolist()
-        for a, b in pairwise(members):
-            like.setdefault(b, a)
-            like.setdefault(a, b)
-            one, other = forest.find(a), forest.find(b)
-            if one != other:
-                kept, gone = (other, one) if size[one] < size[other] else (one, other)
+    for bucket in buckets(bands, shingles_D > 0):
+        for a, b in pairwise(bucket.tolist()):
+            for one, other in ((b, a), (a, b)):
+                if like_D[one] < 0:
+                    like_D[one] = other
+            home, second = forest.find(a), forest.find(b)
+            if home != second:
+                kept, gone = (second, home) if size_D[home] < size_D[second] else (home, second)
                 forest.root[gone] = kept
-                size[kept] += size[gone]
-    return [Twin(d, home, like[d], float("nan")) for d in sorted(like) if (home := forest.find(d)) != d]
+                size_D[kept] += size_D[gone]
+    return Clusters(forest.homes(), like_D, similarity_D)

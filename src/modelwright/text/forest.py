@@ -3,14 +3,19 @@ doi:10.1145/62.2160."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
+
+if TYPE_CHECKING:
+    from modelwright.text import Array
 
 
 class Forest:
     """The numbers below `count`, each a set of its own at first."""
 
     def __init__(self, count: int) -> None:
-        self.root = np.arange(count)
+        self.root: Array = np.arange(count)
         """Of each a number nearer to its set's home, which is its own."""
 
     def find(self, x: int) -> int:
@@ -26,5 +31,8 @@ class Forest:
         low, high = sorted((self.find(a), self.find(b)))
         self.root[high] = low
 
-    def homes(self) -> list[int]:
-        return [self.find(x) for x in range(len(self.root))]
+    def homes(self) -> Array:
+        """[count] int64: of each number the home of its set."""
+        while ((further := self.root[self.root]) != self.root).any():
+            self.root = further
+        return self.root

@@ -10,7 +10,7 @@ to reach the threshold, so that a chance collision removes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -83,6 +83,16 @@ class Signatures(NamedTuple):
     shingles_D: Array
     """[D] int64, repeats counted; documents without any are like no other."""
 
+    def columns(self, name: str = "") -> dict[str, Array]:
+        """Each band by itself, so that nobody has to hold all of them."""
+        bands = np.ascontiguousarray(self.band_DN.T)
+        return {f"{name}shingles": self.shingles_D, **{f"{name}band {n}": band_D for n, band_D in enumerate(bands)}}
+
+
+def bands_of(columns: Mapping[str, Array], bands: int, name: str = "") -> Iterator[Array]:
+    """The bands among such columns, one after the other."""
+    return (columns[f"{name}band {n}"] for n in range(bands))
+
 
 def signatures(texts: Texts, ngram: int, bands: int, rows: int, seed: int) -> Signatures:
     """112 bytes a document at 14 bands; the same for a text wherever it stands."""
@@ -128,11 +138,12 @@ def jaccard(left_S: Array, right_S: Array) -> float:
     return float(common / max(len(left_S) + len(right_S) - common, 1))
 
 
-def buckets(band_DN: Array, alike_D: Array) -> Iterator[Array]:
-    """Two or more documents that agree in a band, ascending, in a fixed order; only those with `alike_D`."""
+def buckets(bands: Iterable[Array], alike_D: Array) -> Iterator[Array]:
+    """Two or more documents that agree in a band, ascending, in a fixed order; only those with `alike_D`. A band is [D] and is
+    asked for once."""
     (place_D,) = np.nonzero(alike_D)
-    for band in range(band_DN.shape[1]):
-        key_D = band_DN[place_D, band]
+    for band_D in bands:
+        key_D = band_D[place_D]
         order = np.argsort(key_D, kind="stable")
         edges = np.flatnonzero(np.diff(key_D[order])) + 1
         start, end = np.concatenate(([0], edges)), np.concatenate((edges, [len(order)]))
@@ -140,34 +151,47 @@ def buckets(band_DN: Array, alike_D: Array) -> Iterator[Array]:
             yield place_D[order[start[bucket] : end[bucket]]]
 
 
-class Twin(NamedTuple):
-    """Document number `document` is in the cluster whose smallest is `of`; `like` is the member that it was matched with."""
+class Clusters(NamedTuple):
+    """Documents in groups, 20 bytes for each."""
 
-    document: int
-    of: int
-    like: int
-    similarity: float
+    home_D: Array
+    """[D] int64: the one that is kept, which is another one for those that go."""
+    like_D: Array
+    """[D] int64: a member that it was matched with first; -1 for those that are like no other."""
+    similarity_D: Array
+    """[D] float32: of the two; NaN where nobody looked."""
+
+    def goes(self) -> Array:
+        """[D] bool: of documents that have another one which is kept."""
+        found: Array = self.home_D != np.arange(len(self.home_D))
+        return found
 
 
-def clusters(found: Signatures, threshold: float, set_of: Callable[[int], Array]) -> tuple[list[int], list[Twin]]:
-    """The cluster of every document (named by its smallest index), and the documents that have an earlier twin.
+def unmatched(documents: int) -> tuple[Array, Array]:
+    """`like_D` and `similarity_D` to begin with."""
+    return np.full(documents, -1, np.int64), np.full(documents, np.nan, np.float32)
+
+
+def clusters(bands: Iterable[Array], shingles_D: Array, threshold: float, set_of: Callable[[int], Array]) -> Clusters:
+    """The cluster of every document, at home in its smallest number.
 
     `set_of` gives a document's shingles again, where a pair has to be looked at; few are asked for twice in a row, so it may be
     slow to find a text and should remember the last ones."""
-    forest = Forest(len(found.shingles_D))
-    best: dict[int, tuple[int, float]] = {}
-    tried: set[tuple[int, int]] = set()
+    forest = Forest(len(shingles_D))
+    like_D, similarity_D = unmatched(len(shingles_D))
+    differ: set[tuple[int, int]] = set()
 
-    for bucket in buckets(found.band_DN, found.shingles_D > 0):
+    for bucket in buckets(bands, shingles_D > 0):
         members = bucket.tolist()
         for position, b in enumerate(members):
             for a in members[: min(position, PAIRS_PER_BUCKET)]:
-                if forest.find(a) == forest.find(b) or (a, b) in tried:
+                if forest.find(a) == forest.find(b) or (a, b) in differ:
                     continue
-                tried.add((a, b))
-                if (similarity := jaccard(set_of(a), set_of(b))) >= threshold:
-                    forest.join(a, b)
-                    best.setdefault(b, (a, similarity))
-                    best.setdefault(a, (b, similarity))
-    homes = forest.homes()
-    return homes, [Twin(d, home, *best[d]) for d, home in enumerate(homes) if home != d]
+                if (similarity := jaccard(set_of(a), set_of(b))) < threshold:
+                    differ.add((a, b))
+                    continue
+                forest.join(a, b)
+                for one, other in ((a, b), (b, a)):
+                    if like_D[one] < 0:
+                        like_D[one], similarity_D[one] = other, similarity
+    return Clusters(forest.homes(), like_D, similarity_D)

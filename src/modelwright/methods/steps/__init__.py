@@ -52,13 +52,14 @@ class Made(NamedTuple):
 Judge = Callable[[Iterator[Record]], "Iterator[Record | Cut | Drop]"]
 Maker = Callable[[Iterator[Record]], "Iterator[Record | Cut | Drop | Made]"]
 """A judge that may also make rows."""
-Numbers = dict[str, Any]
+Numbers = Mapping[str, Any]
 """Arrays whose first axis is the rows."""
 
 
 class Why(NamedTuple):
     reason: str
-    detail: str = ""
+    detail: str | Callable[[], str] = ""
+    """Asked for only where it is shown."""
 
 
 Choice = Callable[[Numbers, Sequence[Record]], Mapping[int, "Why | Cut"]]
@@ -231,7 +232,9 @@ class Choosing(ByNumbers):
 
 def chosen(found: Why | Cut | None, record: Record) -> Record | Cut | Drop:
     """What a choice makes of a row."""
-    return Drop(record, *found) if isinstance(found, Why) else found or record
+    if not isinstance(found, Why):
+        return found or record
+    return Drop(record, found.reason, found.detail if isinstance(found.detail, str) else found.detail())
 
 
 # --- what several steps and the stage ask of a row ------------------------------------------------------

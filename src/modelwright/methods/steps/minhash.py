@@ -7,9 +7,11 @@ datatrove's own way, to the document, is in `text/datatrove_near.py`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -17,6 +19,9 @@ from modelwright.core.record import Record
 from modelwright.core.spec import Advice
 from modelwright.core.stage import Run
 from modelwright.methods.steps import Choice, Choosing, Numbers, Why, content
+
+if TYPE_CHECKING:
+    from modelwright.text.near import Clusters
 
 HELD_SETS = 4096
 """Documents whose shingles are remembered while pairs are compared."""
@@ -55,7 +60,7 @@ class MinHash(Choosing):
         from modelwright.text import Texts, datatrove_near, near
 
         signatures = datatrove_near.signatures if self.words == "datatrove" else near.signatures
-        return signatures(Texts.of(map(content, rows)), self.ngram, self.bands, self.rows, self.seed)._asdict()
+        return signatures(Texts.of(map(content, rows)), self.ngram, self.bands, self.rows, self.seed).columns()
 
     def memory_bytes(self, rows: float, bytes_in: float) -> float:
         return (8 * self.bands + 200) * rows  # bands; sorting one of them, and a cluster for each document
@@ -63,19 +68,41 @@ class MinHash(Choosing):
     def chooser(self, run: Run) -> Choice:
         return self._choose
 
-    def _choose(self, numbers: Numbers, rows: Sequence[Record]) -> dict[int, Why]:
-        from modelwright.text import Texts, datatrove_near
-        from modelwright.text.near import Signatures, clusters, shingle_set
+    def _choose(self, numbers: Numbers, rows: Sequence[Record]) -> Mapping[int, Why]:
+        from modelwright.text import Texts, datatrove_near, near
 
         @lru_cache(maxsize=HELD_SETS)
         def set_of(row: int) -> Any:
-            return shingle_set(Texts.of([content(rows[row])]), 0, self.ngram)
+            return near.shingle_set(Texts.of([content(rows[row])]), 0, self.ngram)
 
-        found, verified = Signatures(**numbers), self.words == "unicode"
-        gone = {}
-        for twin in clusters(found, self.threshold, set_of)[1] if verified else datatrove_near.clusters(found):
-            detail = f"like {rows[twin.like].id}" + (f", Jaccard {twin.similarity:.2f}" if verified else "")
-            if twin.of != twin.like:
-                detail += f"; kept: {rows[twin.of].id}"
-            gone[twin.document] = Why("near duplicate", detail)
-        return gone
+        bands, shingles = near.bands_of(numbers, self.bands), numbers["shingles"]
+        if self.words == "datatrove":
+            return _Gone(datatrove_near.clusters(bands, shingles), rows)
+        return _Gone(near.clusters(bands, shingles, self.threshold, set_of), rows)
+
+
+class _Gone(Mapping[int, Why]):
+    """The rows that go, of which there may be millions."""
+
+    def __init__(self, found: Clusters, rows: Sequence[Record]) -> None:
+        self._found, self._rows = found, rows
+        self._goes = found.goes().tobytes()
+
+    def __len__(self) -> int:
+        return sum(self._goes)
+
+    def __iter__(self) -> Iterator[int]:
+        return itertools.compress(itertools.count(), self._goes)
+
+    def __getitem__(self, row: int) -> Why:
+        if not self._goes[row]:
+            raise KeyError(row)
+        return Why("near duplicate", lambda: self._detail(row))
+
+    def get(self, row: int, default: Any = None) -> Any:
+        return self[row] if self._goes[row] else default
+
+    def _detail(self, row: int) -> str:
+        home, like, similarity = (column_D[row].item() for column_D in self._found)
+        detail = f"like {self._rows[like].id}" + ("" if math.isnan(similarity) else f", Jaccard {similarity:.2f}")
+        return detail + (f"; kept: {self._rows[home].id}" if home != like else "")
