@@ -271,20 +271,17 @@ def test_choosing_with_numpy() -> None:
     import numpy as np
 
     logits = np.log(np.array([[0.5, 0.2, 0.2, 0.1]], dtype=np.float32))
-    tokens, logps = choose(logits, [Dial(0.0, 1.0, 0, 0.0)])
-    assert tokens == [0] and logps == pytest.approx([np.log(0.5)], abs=1e-6)
-    assert [choose(logits, [Dial(1.0, 1.0, 0, u)])[0][0] for u in (0.0, 0.49, 0.51, 0.69, 0.71, 0.95, 0.999999)] == [
-        0,
-        0,
-        1,
-        1,
-        2,
-        3,
-        3,
+
+    def drawn(*dial: float) -> int:
+        return choose(logits, [Dial(*dial)])[0].token  # type: ignore[arg-type]
+
+    assert choose(logits, [Dial(0.0, 1.0, 0, 0.0, top=2)]) == [
+        (0, pytest.approx(np.log(0.5), abs=1e-6), ((0, pytest.approx(np.log(0.5), abs=1e-6)), (1, pytest.approx(np.log(0.2)))))
     ]
-    assert [choose(logits, [Dial(1.0, 1.0, 2, u)])[0][0] for u in (0.7, 0.72, 0.999)] == [0, 1, 1]
-    assert [choose(logits, [Dial(1.0, 0.6, 0, u)])[0][0] for u in (0.7, 0.72, 0.999)] == [0, 1, 1]
-    assert choose(logits, [Dial(1.0, 0.001, 0, 0.999)])[0] == [0]
+    assert [drawn(1.0, 1.0, 0, u) for u in (0.0, 0.49, 0.51, 0.69, 0.71, 0.95, 0.999999)] == [0, 0, 1, 1, 2, 3, 3]
+    assert [drawn(1.0, 1.0, 2, u) for u in (0.7, 0.72, 0.999)] == [0, 1, 1]
+    assert [drawn(1.0, 0.6, 0, u) for u in (0.7, 0.72, 0.999)] == [0, 1, 1]
+    assert drawn(1.0, 0.001, 0, 0.999) == 0
 
 
 def test_another_version_of_the_wheel(monkeypatch: pytest.MonkeyPatch) -> None:

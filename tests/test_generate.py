@@ -113,7 +113,7 @@ def test_draws_follow_the_distribution(model: Any) -> None:
 
 
 def test_nucleus_beyond_the_first_candidates(monkeypatch: pytest.MonkeyPatch, model: Any) -> None:
-    import modelwright.nn.generate as module
+    import modelwright.nn.sample as module
 
     wide = generate(model, prompts(), 8, temperature=5.0, top_p=0.97, seed=1)
     monkeypatch.setattr(module, "_CANDIDATES", 4)

@@ -1,11 +1,10 @@
 """Decoding of many requests at once: a queue feeds rows, a finished row leaves at once and the next one enters.
 
 Continuous batching after Yu et al. 2022 ("Orca: A Distributed Serving System for Transformer-Based Generative Models",
-OSDI, iteration-level scheduling). Nucleus sampling after Holtzman et al. 2019, arXiv:1904.09751. Each request draws its
-own uniform numbers from its own seed and picks by the inverse of its cumulative distribution, so what it gets does not
-depend on what else is in the batch (beyond rounding, which depends on the batch's size in matrix products).
+OSDI, iteration-level scheduling). Each request draws its own uniform numbers from its own seed, so what it gets does not depend
+on what else is in the batch (beyond rounding, which depends on the batch's size in matrix products).
 
-Shapes: R rows that give a token, V vocabulary, M candidates kept of it.
+Shapes: R rows that give a token, V vocabulary.
 """
 
 from __future__ import annotations
@@ -17,12 +16,9 @@ from typing import Any, NamedTuple
 
 import torch
 from jinja2 import TemplateError
-from torch import Tensor
 
 from modelwright.nn._kv import Runner, open_rows
-
-_CANDIDATES = 1024
-"""Nucleus sampling looks at this many of the likeliest tokens first; to sort a whole vocabulary costs more than the model."""
+from modelwright.nn.sample import GREEDY, Draw, Top, sample
 
 
 class Step(NamedTuple):
@@ -34,6 +30,7 @@ class Step(NamedTuple):
     """Natural logarithm of its probability before temperature."""
     finish: str | None
     """`stop` when it is a stop token, `length` when no more are allowed, else None."""
+    top: Top = ()
 
 
 class Answer(NamedTuple):
@@ -46,12 +43,9 @@ class Answer(NamedTuple):
 class _Row:
     """A request and how far it is."""
 
-    def __init__(
-        self, key: int, tokens: Sequence[int], max_tokens: int, temperature: float, top_p: float, top_k: int, seed: int
-    ) -> None:
-        self.key, self.tokens, self.left = key, list(tokens), max_tokens
-        self.temperature, self.top_p, self.top_k = temperature, top_p, top_k
-        self.random = random.Random(seed)
+    def __init__(self, key: int, tokens: Sequence[int], max_tokens: int, draw: Draw) -> None:
+        self.key, self.tokens, self.left, self.draw = key, list(tokens), max_tokens, draw
+        self.random = random.Random(draw.seed)
         self.last = -1
 
 
@@ -80,19 +74,10 @@ class Decoder:
     def busy(self) -> bool:
         return bool(self._waiting or self._rows)
 
-    def add(
-        self,
-        key: int,
-        tokens: Sequence[int],
-        max_tokens: int,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        top_k: int = 0,
-        seed: int = 0,
-    ) -> None:
+    def add(self, key: int, tokens: Sequence[int], max_tokens: int, draw: Draw = GREEDY) -> None:
         """Queue a request under a key of the caller's; at least one token of prompt and of answer."""
         assert len(tokens) and max_tokens > 0
-        self._waiting.append(_Row(key, tokens, max_tokens, temperature, top_p, top_k, seed))
+        self._waiting.append(_Row(key, tokens, max_tokens, draw))
 
     @torch.inference_mode()
     def cancel(self, key: int) -> None:
@@ -111,12 +96,12 @@ class Decoder:
             return []
         logits_RV = self._runner.forward([row.last for row in self._rows], [row.tokens for row in entering])
         self._rows += entering
-        tokens, logprobs = _sample(logits_RV, self._rows)
+        uniforms = [row.random.random() if row.draw.temperature > 0 else 0.0 for row in self._rows]
         steps = []
-        for row, token, logprob in zip(self._rows, tokens, logprobs, strict=True):
-            row.last, row.left = token, row.left - 1
-            finish = "stop" if token in self.stop else "length" if row.left == 0 else None
-            steps.append(Step(row.key, token, logprob, finish))
+        for row, drawn in zip(self._rows, sample(logits_RV, [row.draw for row in self._rows], uniforms), strict=True):
+            row.last, row.left = drawn.token, row.left - 1
+            finish = "stop" if drawn.token in self.stop else "length" if row.left == 0 else None
+            steps.append(Step(row.key, drawn.token, drawn.logprob, finish, drawn.top))
         for index in reversed(range(len(steps))):
             if steps[index].finish is not None:
                 self._remove(index)
@@ -150,57 +135,6 @@ class Decoder:
         self.model.set_attn_implementation(self._attention)
 
 
-def _sample(logits_RV: Tensor, rows: list[_Row]) -> tuple[list[int], list[float]]:
-    """A token of each row, and its log-probability before temperature."""
-    token_R = logits_RV.argmax(-1)
-    warm = [index for index, row in enumerate(rows) if row.temperature > 0]
-    plain = [index for index in warm if rows[index].top_k <= 0 and rows[index].top_p >= 1]
-    cut = [index for index in warm if rows[index].top_k > 0 or rows[index].top_p < 1]
-    for chosen, pick in ((plain, _draw), (cut, _draw_cut)):
-        if chosen:
-            temperature_R1 = torch.tensor([[rows[index].temperature] for index in chosen], device=logits_RV.device)
-            uniform_R1 = torch.tensor(
-                [[rows[index].random.random()] for index in chosen], dtype=torch.float64, device=logits_RV.device
-            )
-            token_R[chosen] = pick(logits_RV[chosen] / temperature_R1, uniform_R1, [rows[index] for index in chosen])
-    logp_R = logits_RV.gather(1, token_R[:, None])[:, 0] - logits_RV.logsumexp(-1)
-    return token_R.tolist(), logp_R.tolist()
-
-
-def _draw(logits_RV: Tensor, uniform_R1: Tensor, rows: list[_Row]) -> Tensor:
-    return _inverse(logits_RV.double().softmax(-1), uniform_R1)[:, 0]
-
-
-def _draw_cut(logits_RV: Tensor, uniform_R1: Tensor, rows: list[_Row]) -> Tensor:
-    """Top-k first, then the nucleus of what is left, as transformers does."""
-    vocab = logits_RV.shape[1]
-    most = min(vocab, max([_CANDIDATES, *(row.top_k for row in rows)]))
-    top_RM, id_RM = logits_RV.topk(most, -1)
-    keep = torch.tensor([[row.top_k if 0 < row.top_k < vocab else vocab] for row in rows], device=logits_RV.device)
-    limit = torch.tensor([[row.top_p] for row in rows], dtype=torch.float64, device=logits_RV.device)
-    # what a row without top-k divides by is the whole vocabulary's sum, also when only the candidates are sorted
-    whole_R1 = torch.where(
-        keep < vocab,
-        top_RM.double().masked_fill(torch.arange(most, device=keep.device) >= keep, float("-inf")).logsumexp(-1, True),
-        logits_RV.double().logsumexp(-1, True),
-    )
-    prob_RM = (top_RM.double() - whole_R1).exp()
-    if most < vocab and bool(((prob_RM.sum(-1, keepdim=True) < limit) & (keep > most)).any()):
-        top_RM, id_RM = logits_RV.sort(-1, descending=True)
-        prob_RM = (top_RM.double() - whole_R1).exp()
-    place_M = torch.arange(prob_RM.shape[1], device=keep.device)
-    before_RM = prob_RM.cumsum(-1) - prob_RM
-    prob_RM = prob_RM.masked_fill((place_M >= keep) | ((before_RM >= limit) & (place_M > 0)), 0.0)
-    return id_RM.gather(1, _inverse(prob_RM / prob_RM.sum(-1, keepdim=True), uniform_R1))[:, 0]
-
-
-def _inverse(prob_RM: Tensor, uniform_R1: Tensor) -> Tensor:
-    """[R, 1] the first place whose cumulative probability exceeds the draw."""
-    total_RM = prob_RM.cumsum(-1)
-    place_R1 = torch.searchsorted(total_RM, uniform_R1 * total_RM[:, -1:], right=True)
-    return place_R1.clamp_(max=prob_RM.shape[1] - 1)
-
-
 def generate(
     model: Any,
     prompts: Sequence[Sequence[int]],
@@ -224,7 +158,7 @@ def generate(
     answers = [Answer([], [], "length") for _ in prompts]
     try:
         for key, prompt in enumerate(prompts):
-            decoder.add(key, prompt, max_tokens, temperature, top_p, top_k, seed + key)
+            decoder.add(key, prompt, max_tokens, Draw(temperature, top_p, top_k, seed + key))
         while decoder.busy:
             for step in decoder.step():
                 answers[step.key].tokens.append(step.token)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 from modelwright.core.errors import UserError
 from modelwright.core.record import Message
@@ -25,6 +25,30 @@ class Sampling(NamedTuple):
     stop: tuple[str, ...] = ()
     """Strings that end the answer; not part of it. The template's end of turn always does."""
     seed: int = 0
+    min_p: float = 0.0
+    """Tokens less likely than this share of the likeliest one are not drawn."""
+    typical_p: float = 1.0
+    """Mass of the tokens whose surprise is nearest to the expected one; 1: all."""
+    eta: float = 0.0
+    """Entropy-dependent least probability; 0: none."""
+    repetition_penalty: float = 1.0
+    """Divides the positive logits of tokens that prompt or answer hold, multiplies the negative ones."""
+    frequency_penalty: float = 0.0
+    """Taken from a token's logit for each time the answer holds it."""
+    presence_penalty: float = 0.0
+    """Taken once from the logit of a token that the answer holds."""
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """Added to these tokens' logits."""
+    top_logprobs: int = 0
+    """Likeliest tokens to tell at each place."""
+
+
+class Constraint(NamedTuple):
+    """What an answer may look like; the last token comes when it is complete."""
+
+    kind: Literal["json_schema", "regex", "grammar", "choices"]
+    """`grammar`: EBNF in Lark's form, as llguidance reads it. `choices`: a JSON list of strings."""
+    text: str
 
 
 class Request(NamedTuple):
@@ -32,6 +56,14 @@ class Request(NamedTuple):
 
     tokens: Sequence[int]
     sampling: Sampling = Sampling()
+    constraint: Constraint | None = None
+    """Needs the capability `constrain`."""
+    adapter: str = ""
+    """Name of an adapter that `Engine.load_adapter` has opened; '': the model alone. Needs the capability `adapters`."""
+
+
+Top = tuple[tuple[int, float], ...]
+"""Tokens and their log-probabilities, the likeliest first."""
 
 
 class Delta(NamedTuple):
@@ -43,6 +75,8 @@ class Delta(NamedTuple):
     """Natural logarithm of each token's probability before temperature; empty where the engine cannot."""
     finish: str | None = None
     """`stop`, `length` or `cancelled` in the last piece."""
+    top: tuple[Top, ...] = ()
+    """For each token the likeliest ones in its place, where `Sampling.top_logprobs` asks."""
 
 
 class Completion(NamedTuple):
@@ -53,6 +87,7 @@ class Completion(NamedTuple):
     finish: str
     """`stop`, `length` or `cancelled`."""
     prompt_tokens: int
+    top: tuple[Top, ...] = ()
 
 
 class Stream(Protocol):
@@ -71,7 +106,7 @@ class Engine(Protocol):
     """An open model. Thread-safe: several threads may submit at once."""
 
     capabilities: frozenset[str]
-    """Of: `score`, `logprobs`, `chat`, `seed`."""
+    """Of: `score`, `logprobs`, `chat`, `seed`, `constrain`, `adapters`, `embed`, `branch`, `rules` (all of `Sampling`)."""
     context: int
     """Tokens that prompt and answer may have together."""
 
@@ -121,6 +156,18 @@ def without_lead(pieces: Iterable[Delta]) -> Iterator[Delta]:
             begun = True
             piece = piece._replace(text=piece.text.removeprefix(" "))
         yield piece
+
+
+class Rule(Protocol):
+    """What one request does to its logits before a token is drawn: penalties, biases, other cuts, a grammar."""
+
+    def __call__(self, logits_V: Any) -> Any:
+        """[V] float32 numpy array, its own to change, to logits that temperature, top-k and top-p are then applied to."""
+        ...
+
+    def accept(self, token: int) -> None:
+        """The token that was drawn."""
+        ...
 
 
 class Picked(NamedTuple):

@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from modelwright.methods.engines import Rule, Top
+
 
 class Dial(NamedTuple):
     """One row's settings and its draw from [0, 1)."""
@@ -19,18 +21,41 @@ class Dial(NamedTuple):
     top_p: float
     top_k: int
     uniform: float
+    rule: Rule | None = None
+    top: int = 0
 
 
-def choose(logits_RV: Any, dials: Sequence[Dial]) -> tuple[list[int], list[float]]:
-    """A token of each row, and its log-probability (nats) before temperature."""
+class Drawn(NamedTuple):
+    token: int
+    logprob: float
+    """In nats, before temperature and rule."""
+    top: Top
+
+
+def choose(logits_RV: Any, dials: Sequence[Dial]) -> list[Drawn]:
+    """A token of each row."""
     import numpy as np
 
     logits_RV = np.asarray(logits_RV, dtype=np.float32)
-    tokens = logits_RV.argmax(-1).tolist()
-    for row, dial in enumerate(dials):
-        if dial.temperature > 0:
-            tokens[row] = _draw(logits_RV[row], dial)
-    return tokens, logps(logits_RV, tokens)
+    tokens = []
+    for logits_V, dial in zip(logits_RV, dials, strict=True):
+        ruled_V = logits_V if dial.rule is None else dial.rule(logits_V.copy())
+        tokens.append(_draw(ruled_V, dial) if dial.temperature > 0 else int(ruled_V.argmax()))
+        if dial.rule is not None:
+            dial.rule.accept(tokens[-1])
+    tops = [_top(logits_V, dial.top) for logits_V, dial in zip(logits_RV, dials, strict=True)]
+    return [Drawn(*found) for found in zip(tokens, logps(logits_RV, tokens), tops, strict=True)]
+
+
+def _top(logits_V: Any, count: int) -> Top:
+    import numpy as np
+
+    if not count:
+        return ()
+    count = min(count, len(logits_V))
+    likely = np.argpartition(-logits_V, count - 1)[:count]
+    tokens = likely[np.argsort(-logits_V[likely], kind="stable")].tolist()
+    return tuple(zip(tokens, logps(np.repeat(logits_V[None], count, 0), tokens), strict=True))
 
 
 def logps(logits_RV: Any, tokens: Sequence[int]) -> list[float]:

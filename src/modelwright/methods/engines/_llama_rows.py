@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from modelwright.core.errors import UserError
+from modelwright.methods.engines import Request, Rule, Sampling, Top
 from modelwright.methods.engines import _llama_c as c
 from modelwright.methods.engines._draw import Dial, choose, logps
 
@@ -24,6 +25,7 @@ class Step(NamedTuple):
     token: int
     logprob: float
     finish: str | None
+    top: Top
 
 
 @dataclass
@@ -32,15 +34,20 @@ class _Row:
     pending: list[int]
     """Tokens not yet given to the model: the prompt, then the newest token."""
     left: int
-    temperature: float
-    top_p: float
-    top_k: int
+    sampling: Sampling
+    rule: Rule | None
     random: random.Random
     sequence: int = -1
     at: int = 0
     """Tokens that the memory holds."""
     fed: int = field(default=0)
     """Tokens of `pending` in the batch that is being decoded."""
+
+    def dial(self) -> Dial:
+        """For the next token."""
+        sampling = self.sampling
+        uniform = self.random.random() if sampling.temperature > 0 else 0.0
+        return Dial(sampling.temperature, sampling.top_p, sampling.top_k, uniform, self.rule, sampling.top_logprobs)
 
 
 class Rows:
@@ -69,10 +76,9 @@ class Rows:
     def busy(self) -> bool:
         return bool(self._rows or self._waiting)
 
-    def add(
-        self, key: int, tokens: Sequence[int], max_tokens: int, temperature: float, top_p: float, top_k: int, seed: int
-    ) -> None:
-        self._waiting.append(_Row(key, list(tokens), max_tokens, temperature, top_p, top_k, random.Random(seed)))
+    def add(self, key: int, request: Request, max_tokens: int, rule: Rule | None) -> None:
+        sampling = request.sampling
+        self._waiting.append(_Row(key, list(request.tokens), max_tokens, sampling, rule, random.Random(sampling.seed)))
 
     def cancel(self, key: int) -> None:
         self._waiting = deque(row for row in self._waiting if row.key != key)
@@ -109,15 +115,12 @@ class Rows:
         return self._choose(ready) if ready else []
 
     def _choose(self, ready: list[tuple[_Row, int]]) -> list[Step]:
-        dials = [
-            Dial(row.temperature, row.top_p, row.top_k, row.random.random() if row.temperature > 0 else 0.0) for row, _ in ready
-        ]
-        tokens, logprobs = choose(self._logits([place for _, place in ready]), dials)
+        dials = [row.dial() for row, _ in ready]
         steps = []
-        for (row, _), token, logprob in zip(ready, tokens, logprobs, strict=True):
+        for (row, _), (token, logprob, top) in zip(ready, choose(self._logits([p for _, p in ready]), dials), strict=True):
             row.pending, row.left = [token], row.left - 1
             finish = "stop" if token in self._stop else "length" if row.left == 0 else None
-            steps.append(Step(row.key, token, logprob, finish))
+            steps.append(Step(row.key, token, logprob, finish, top))
             if finish is not None:
                 self._leave(row)
         return steps

@@ -49,7 +49,7 @@ class Opened:
 
     def _submit(self, request: Request, quiet: bool) -> Answer:
         limit = room(request.tokens, request.sampling.max_tokens, self.context)
-        return self._worker.submit(request, limit, self._pieces(), quiet)
+        return self._worker.submit(request, limit, self._pieces(), quiet=quiet)
 
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
         answers = [self._submit(request, quiet=True) for request in requests]

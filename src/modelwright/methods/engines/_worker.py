@@ -13,7 +13,7 @@ from concurrent.futures import Future
 from typing import Any, Protocol
 
 from modelwright.core.errors import UserError
-from modelwright.methods.engines import Completion, Delta, Request
+from modelwright.methods.engines import Completion, Delta, Request, Rule, Top
 from modelwright.methods.engines._text import Pieces, Stops
 
 
@@ -22,12 +22,10 @@ class Decoder(Protocol):
 
     @property
     def busy(self) -> bool: ...
-    def add(
-        self, key: int, tokens: Sequence[int], max_tokens: int, temperature: float, top_p: float, top_k: int, seed: int
-    ) -> None: ...
+    def add(self, key: int, request: Request, max_tokens: int, rule: Rule | None) -> None: ...
     def cancel(self, key: int) -> None: ...
-    def step(self) -> Sequence[tuple[int, int, float, str | None]]:
-        """(key, token, log-probability, `stop` or `length` or None) of every row under way."""
+    def step(self) -> Sequence[tuple[int, int, float, str | None, Top]]:
+        """(key, token, log-probability, `stop` or `length` or None, likeliest tokens) of rows under way, of one row in order."""
         ...
 
     def score(self, tokens: Sequence[Sequence[int]]) -> list[list[float]]: ...
@@ -44,6 +42,7 @@ class Answer:
         """Nobody reads before the end: one delta with everything in it."""
         self._tokens: list[int] = []
         self._logprobs: list[float] = []
+        self._top: list[Top] = []
         self._text = ""
         self._out: queue.SimpleQueue[Delta | BaseException] = queue.SimpleQueue()
         self._ended = threading.Event()
@@ -66,20 +65,23 @@ class Answer:
 
     def completion(self) -> Completion:
         """Wait for the end and put the pieces together."""
-        text, tokens, logprobs, finish = [], list[int](), list[float](), ""
+        text, tokens, logprobs, top, finish = [], list[int](), list[float](), list[Top](), ""
         for piece in self:
             text.append(piece.text)
             tokens += piece.tokens
             logprobs += piece.logprobs
+            top += piece.top
             finish = piece.finish or ""
-        return Completion("".join(text), tuple(tokens), tuple(logprobs), finish, len(self.request.tokens))
+        return Completion("".join(text), tuple(tokens), tuple(logprobs), finish, len(self.request.tokens), tuple(top))
 
     # below: called by the worker's thread
 
-    def push(self, token: int, logprob: float, finish: str | None) -> str | None:
+    def push(self, token: int, logprob: float, finish: str | None, top: Top) -> str | None:
         """Take a token; returns how the answer ended, None while it goes on."""
         self._tokens.append(token)
         self._logprobs.append(logprob)
+        if self.request.sampling.top_logprobs:
+            self._top.append(top)
         if self._quiet and not self.request.sampling.stop:
             if finish is not None:
                 self._text = self._pieces.whole(self._tokens[:-1] if finish == "stop" else self._tokens)
@@ -112,8 +114,8 @@ class Answer:
     def _send(self, finish: str | None) -> None:
         if finish is not None:
             self._ended.set()
-        self._out.put(Delta(self._text, tuple(self._tokens), tuple(self._logprobs), finish))
-        self._text, self._tokens, self._logprobs = "", [], []
+        self._out.put(Delta(self._text, tuple(self._tokens), tuple(self._logprobs), finish, tuple(self._top)))
+        self._text, self._tokens, self._logprobs, self._top = "", [], [], []
 
 
 class Worker:
@@ -131,11 +133,11 @@ class Worker:
         self._thread.start()
         ready.result()  # an error of `make` is raised here
 
-    def submit(self, request: Request, max_tokens: int, pieces: Pieces, quiet: bool = False) -> Answer:
+    def submit(self, request: Request, max_tokens: int, pieces: Pieces, rule: Rule | None = None, quiet: bool = False) -> Answer:
         with self._lock:
             self._keys += 1
             answer = Answer(self, self._keys, request, pieces, quiet)
-        self.post(lambda: self._start(answer, max_tokens))
+        self.post(lambda: self._start(answer, max_tokens, rule))
         return answer
 
     def score(self, tokens: Sequence[Sequence[int]]) -> list[list[float]]:
@@ -204,22 +206,19 @@ class Worker:
             task()
 
     def _step(self) -> None:
-        for key, token, logprob, finish in self._decoder.step():
+        for key, token, logprob, finish, top in self._decoder.step():
             answer = self._live.get(key)
             if answer is None:
                 continue
-            ended = answer.push(token, logprob, finish)
+            ended = answer.push(token, logprob, finish, top)
             if ended is not None:
                 del self._live[key]
                 if finish is None:  # a stop string: the decoder does not know
                     self._decoder.cancel(key)
 
-    def _start(self, answer: Answer, max_tokens: int) -> None:
-        sampling = answer.request.sampling
+    def _start(self, answer: Answer, max_tokens: int, rule: Rule | None) -> None:
         self._live[answer.key] = answer
-        self._decoder.add(
-            answer.key, answer.request.tokens, max_tokens, sampling.temperature, sampling.top_p, sampling.top_k, sampling.seed
-        )
+        self._decoder.add(answer.key, answer.request, max_tokens, rule)
 
     def cancelled(self, answer: Answer) -> None:
         if self._live.pop(answer.key, None) is not None:

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from modelwright.core.errors import UserError
 from modelwright.core.spec import Advice, Runtime
-from modelwright.methods.engines import EngineSpec
+from modelwright.methods.engines import EngineSpec, Request, Rule
 from modelwright.methods.engines._opened import Opened
 from modelwright.methods.engines._text import DecodedPieces
 from modelwright.methods.engines._threads import threads
@@ -94,7 +94,7 @@ class _Native(Opened):
         )
         decoder = Decoder(model, self._stop, spec.max_batch)
         self.why = decoder.why
-        return decoder
+        return _Rows(decoder)
 
     def encode(self, text: str) -> list[int]:
         with self._lock:
@@ -117,3 +117,22 @@ class _Native(Opened):
 
     def _pieces(self) -> DecodedPieces:
         return DecodedPieces(self.decode)
+
+
+class _Rows:
+    """Requests as `modelwright.nn.generate` takes them."""
+
+    def __init__(self, decoder: Any) -> None:
+        self._decoder = decoder
+        self.cancel, self.step, self.score, self.close = decoder.cancel, decoder.step, decoder.score, decoder.close
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._decoder.busy)
+
+    def add(self, key: int, request: Request, max_tokens: int, rule: Rule | None) -> None:
+        from modelwright.nn.sample import Draw
+
+        asked = request.sampling
+        draw = Draw(asked.temperature, asked.top_p, asked.top_k, asked.seed, rule, asked.top_logprobs)
+        self._decoder.add(key, request.tokens, max_tokens, draw)
