@@ -36,6 +36,7 @@ STRICT: list[Any] = [
     {"kind": "code_quality", "max_line_chars": 50},
     {"kind": "toxicity", "words": ["river", "ü"], "max_count": 2},
     {"kind": "quality", "good": "./good.jsonl", "bad": "./bad.jsonl", "threshold": 0.1},
+    {"kind": "minhash", "threshold": 0.9},
 ]
 LOOSE: list[Any] = [
     {"kind": "quality", "good": "./good.jsonl", "bad": "./bad.jsonl", "keep": 0.9},
@@ -44,6 +45,7 @@ LOOSE: list[Any] = [
     {"kind": "toxicity", "words": ["river", "ü"], "max_count": 20},
     {"kind": "language", "keep": ["en", "de", "la"], "min_confidence": 0},
     {"kind": "length", "max_chars": 5000},
+    {"kind": "minhash", "threshold": 0.6},
 ]
 
 
@@ -92,7 +94,7 @@ def test_what_the_store_knows_changes_no_byte(tmp_path: Path, monkeypatch: pytes
     assert all(known == 0 for known, _ in told.counts.values()) and not any("known" in text for text in told.texts)
     again, told = curated(tmp_path, "again", STRICT, store, workers=2)
     assert again == first and all(known == rows > 0 for known, rows in told.counts.values())
-    assert set(told.counts) == {"prose", "language", "code_quality", "toxicity", "quality"}, "a length costs less than its key"
+    assert set(told.counts) == {"prose", "language", "code_quality", "toxicity", "quality", "minhash"}, "a length costs less than its key"
     monkeypatch.setattr(_curate_flow, "CHUNK_ROWS", 11)
     for name in ("other", "others"):
         other, told = curated(tmp_path, name, LOOSE, store, workers=1)
@@ -149,7 +151,7 @@ def test_a_set_is_what_its_numbers_depend_on(tmp_path: Path) -> None:
     assert name("quality", **learnt) != name("quality", good="./bad.jsonl", bad="./good.jsonl")
     assert name("quality", inputs, **learnt) is None, "what has no key may change unseen"
     assert name("toxicity", words=["a"]) != name("toxicity", words=["b"])
-    assert name("minhash") is None
+    assert name("minhash") == name("minhash", threshold=0.5) != name("minhash", words="datatrove") is not None
 
 
 def test_numbers_that_depend_on_company_are_known_in_the_same_alone() -> None:

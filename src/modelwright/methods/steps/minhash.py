@@ -56,6 +56,9 @@ class MinHash(Choosing):
     def unused(self, context: object) -> dict[str, str]:
         return {"threshold": "`words: datatrove` verifies no pair"} if self.words == "datatrove" else {}
 
+    def measured_by(self, run: Run) -> dict[str, Any]:
+        return {"name": "minhash", **self.model_dump(include={"words", "ngram", "bands", "rows", "seed"})}
+
     def numbers(self, rows: Sequence[Record], run: Run) -> Numbers:
         from modelwright.text import Texts, datatrove_near, near
 
