@@ -213,23 +213,28 @@ class Columns(Mapping[str, Any]):
             held[rows:] = new
             self._bytes += new.nbytes
         if self._bytes > self._most_bytes:
-            for number, (name, held) in enumerate(self._arrays.items()):
+            for name, held in self._arrays.items():
                 if not held.dtype.hasobject:
-                    if name not in self._files:
-                        self._files[name] = self._path.with_name(f"{self._path.name}-{number}").open("a+b")
-                    self._files[name].write(held.data)
-                    self._arrays[name] = np.empty((0, *held.shape[1:]), held.dtype)
+                    self._write(name)
             self._bytes = 0
+
+    def _write(self, name: str) -> None:
+        import numpy as np
+
+        if name not in self._files:
+            self._files[name] = self._path.with_name(f"{self._path.name}-{len(self._files)}").open("a+b")
+        held = self._arrays[name]
+        self._files[name].write(held.data)
+        self._arrays[name] = np.empty((0, *held.shape[1:]), held.dtype)
 
     def __getitem__(self, name: str) -> Any:
         import numpy as np
 
-        held = self._arrays[name]
         if (file := self._files.get(name)) is None:
-            return held
+            return self._arrays[name]
+        self._write(name)
         file.seek(0)
-        found = np.fromfile(file, held.dtype).reshape(-1, *held.shape[1:])
-        return np.concatenate([found, held]) if len(held) else found
+        return np.fromfile(file, self._arrays[name].dtype).reshape(-1, *self._arrays[name].shape[1:])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._arrays)

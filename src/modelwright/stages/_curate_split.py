@@ -117,28 +117,27 @@ def assign(rows: Sequence[Record], split: Split, seed: int, numbers: Numbers | N
 
     found = numbers if numbers is not None else Kinship(split, seed).numbers(rows, _ALONE)
     group_R = _groups(rows, split, found)
-    first_G, group_R, size_G = np.unique(group_R, return_inverse=True, return_counts=True)
-    order_G = np.lexsort((first_G, found["draw"][first_G])).tolist()
+    size_R = np.bincount(group_R, minlength=len(rows))  # of each group, in the place of its first row
+    first_G = np.flatnonzero(size_R)
     names = ["train", *split.sizes()]
     space = {name: round(size * len(rows)) if size < 1 else round(size) for name, size in split.sizes().items()}
     filled = dict.fromkeys(space, 0)
-    part_G = np.zeros(len(first_G), np.int8)
-    sizes = size_G.tolist()
-    for group in order_G:
-        size = sizes[group]
+    part_R = np.zeros(len(rows), np.int8)
+    for group in first_G[np.lexsort((first_G, found["draw"][first_G]))]:
+        size = int(size_R[group])
         name = next((name for name in space if filled[name] + size <= space[name]), None)
         if name is not None:
             filled[name] += size
-            part_G[group] = names.index(name)
+            part_R[group] = names.index(name)
     for name, count in filled.items():
         if not count:
             raise UserError(
                 f"part {name!r} stays empty",
                 f"it may hold {space[name]} rows, but rows that belong together are not divided: "
-                f"{len(sizes)} groups, the largest has {max(sizes)} of {len(rows)} rows",
+                f"{len(first_G)} groups, the largest has {size_R.max()} of {len(rows)} rows",
                 f"give `{name}` more rows, group by a finer key, or raise `near`",
             )
-    part: list[str | None] = [names[number] for number in part_G[group_R].tolist()]
+    part: list[str | None] = [names[number] for number in part_R[group_R].tolist()]
     leaks = find_leaks(rows, part, split, found)
     for row in leaks:
         part[row] = None
@@ -196,21 +195,20 @@ def find_leaks(
 
     found = numbers if numbers is not None else Kinship(split, 0).numbers(rows, _ALONE)
     rank = {name: index for index, name in enumerate(split.names())}
-    rank_R = np.array([-1 if name is None else rank[name] for name in part], np.int64)
+    rank_R = np.fromiter((-1 if name is None else rank[name] for name in part), np.int8, len(part))
     home_R = _firsts(found["origin"])
     if split.near is not None:
         owner_T, home_T = _near(rows, split, found, "check")
         home_R = owner_T[home_T][np.searchsorted(owner_T, home_R)]
     leaks: dict[int, str] = {}
     for key_R, word in ((home_R, "text" if split.near is None else "near-duplicate text"), (_firsts(found["row"]), "row")):
-        # of rows with one key the first of the highest rank
-        order_R = np.lexsort((np.arange(len(rows)), -rank_R, key_R))
-        key_S = key_R[order_R]
-        begins_S = np.flatnonzero(np.diff(key_S, prepend=-1))
-        highest_R = np.empty(len(rows), np.int64)
-        highest_R[order_R] = np.repeat(order_R[begins_S], np.diff(begins_S, append=len(rows)))
-        for row in np.flatnonzero((rank_R >= 0) & (rank_R[highest_R] > rank_R)).tolist():
-            other = int(highest_R[row])
+        highest_R = np.full(len(rows), -1, np.int8)  # rank among the rows of a key, in the place of its first row
+        np.maximum.at(highest_R, key_R, rank_R)
+        (less_R,) = np.nonzero((rank_R >= 0) & (highest_R[key_R] > rank_R))
+        (most_R,) = np.nonzero(np.isin(key_R, key_R[less_R]) & (highest_R[key_R] == rank_R)) if len(less_R) else (less_R,)
+        held_out = dict(zip(reversed(key_R[most_R].tolist()), reversed(most_R.tolist()), strict=True))  # the first of a key
+        for row in less_R.tolist():
+            other = held_out[int(key_R[row])]
             leaks.setdefault(row, f"its {word} is in part {part[other]!r}: {rows[other].id}")
     return leaks
 
@@ -238,10 +236,12 @@ def _firsts(digest_R2: Array) -> Array:
     """For each row the first one with an equal digest."""
     import numpy as np
 
-    order_R = np.lexsort((np.arange(len(digest_R2)), digest_R2[:, 1], digest_R2[:, 0]))
-    sorted_R2 = digest_R2[order_R]
-    begins_R = np.ones(len(order_R), bool)
-    begins_R[1:] = (sorted_R2[1:] != sorted_R2[:-1]).any(axis=1)
+    order_R = np.lexsort((digest_R2[:, 1], digest_R2[:, 0]))  # stable
+    begins_R = np.zeros(len(order_R), bool)
+    begins_R[:1] = True
+    for column in (0, 1):
+        sorted_R = digest_R2[:, column][order_R]
+        begins_R[1:] |= sorted_R[1:] != sorted_R[:-1]
     begins_S = np.flatnonzero(begins_R)
     first_R = np.empty(len(order_R), np.int64)
     first_R[order_R] = np.repeat(order_R[begins_S], np.diff(begins_S, append=len(order_R)))

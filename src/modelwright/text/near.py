@@ -145,10 +145,13 @@ def buckets(bands: Iterable[Array], alike_D: Array) -> Iterator[Array]:
     for band_D in bands:
         key_D = band_D[place_D]
         order = np.argsort(key_D, kind="stable")
-        edges = np.flatnonzero(np.diff(key_D[order])) + 1
-        start, end = np.concatenate(([0], edges)), np.concatenate((edges, [len(order)]))
-        for bucket in np.flatnonzero(end - start > 1):
-            yield place_D[order[start[bucket] : end[bucket]]]
+        key_D = key_D[order]
+        again = np.zeros(len(order) + 1, bool)  # whether a key is the one before it
+        again[1:-1] = key_D[1:] == key_D[:-1]
+        del key_D
+        edges = np.flatnonzero(again[1:] != again[:-1])
+        for start, last in zip(edges[::2], edges[1::2], strict=True):
+            yield place_D[order[start : last + 1]]
 
 
 class Clusters(NamedTuple):
