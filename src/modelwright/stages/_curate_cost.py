@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from modelwright.core.units import bytes_text
@@ -62,7 +62,7 @@ def work_s(sources: Sequence[Source], steps: Sequence[Step], bytes_in: Sequence[
 
 def cost(
     steps: Sequence[tuple[str, Step]],
-    split_bytes: float | None,
+    split: Callable[[float], float] | None,
     sources: int,
     reading_s: float,
     bytes_in: float,
@@ -70,7 +70,7 @@ def cost(
     cores: int,
     memory_bytes: float,
 ) -> Cost:
-    """`split_bytes`: of a row's numbers in a split, where there is one."""
+    """`split`: memory that it takes for so many rows, where there is one."""
     seconds, flow, count = reading_s, bytes_in, rows
     slowest, waits, numbers, largest = ("reading", reading_s), 0, 0.0, ("", 0.0)
     for name, step in steps:
@@ -84,10 +84,10 @@ def cost(
         share = step.keeps(count)
         flow *= share
         count = count * share if count is not None else None
-    if split_bytes is not None:
-        left = count if count is not None else flow / ROW_BYTES
-        numbers, waits = numbers + split_bytes * left, waits + 1
-        largest = max(largest, ("split", split_bytes * left), key=_second)
+    if split is not None:
+        asks = split(count if count is not None else flow / ROW_BYTES)
+        numbers, waits = numbers + asks, waits + 1
+        largest = max(largest, ("split", asks), key=_second)
     known = rows if rows is not None else bytes_in / ROW_BYTES
     if sources > 1:
         numbers, largest = numbers + NAME_BYTES * known, max(largest, ("names of rows", NAME_BYTES * known), key=_second)

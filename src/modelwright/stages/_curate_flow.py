@@ -16,7 +16,7 @@ from modelwright.core.record import Record
 from modelwright.core.stage import Run
 from modelwright.core.workers import Workers
 from modelwright.methods.sources import Source
-from modelwright.methods.steps import Choice, Choosing, Cut, Drop, Numbers, Why, chosen
+from modelwright.methods.steps import HELD_NUMBERS, Choice, Choosing, Cut, Drop, Numbers, Why, chosen
 from modelwright.stages._curate_journal import Journal, Journals
 from modelwright.stages._curate_known import set_of
 from modelwright.stages._curate_ledger import KEPT, Entry, Ledger
@@ -31,8 +31,6 @@ SHOWN_S = 0.1
 """Between two looks at how far it is."""
 HELD_BYTES = 256 << 20
 """Text of rows that wait in memory for a choice; more lies on the disk."""
-NUMBERS_BYTES = 64 << 20
-"""Of their numbers, likewise."""
 
 
 class Pool(Protocol):
@@ -167,7 +165,7 @@ class _Stage:
     def gathered(self, number: int, stretch: Stretch, chunks: Iterator[Chunk]) -> Iterator[tuple[Held, Columns]]:
         """All rows, where they wait, and their numbers."""
         path = self._run.out / f"waiting-{number}"
-        held, columns = Held(path, self._how.held_bytes), Columns(path, NUMBERS_BYTES)
+        held, columns = Held(path, self._how.held_bytes), Columns(path, HELD_NUMBERS)
         try:
             for done, place in self._results(number, stretch, chunks):
                 if len(done.rows):

@@ -17,7 +17,7 @@ from modelwright.core.events import Log
 from modelwright.core.record import Record
 from modelwright.core.spec import Spec
 from modelwright.core.stage import Run
-from modelwright.methods.steps import Numbers, content, identity
+from modelwright.methods.steps import HELD_NUMBERS, Numbers, content, identity
 
 if TYPE_CHECKING:
     from modelwright.text import Array
@@ -55,10 +55,10 @@ class Split(Spec):
             raise ValueError("`test` and `validation` leave nothing for `train`")
         return self
 
-    @property
-    def row_bytes(self) -> float:
-        """Of what `Kinship` keeps of a row, and of groups and leaks while they are looked for."""
-        return 150 + (2 * (8 * BANDS + 8) + 100 if self.near is not None else 0)
+    def memory_bytes(self, rows: float) -> float:
+        """Of what `Kinship` keeps of rows, and of groups and leaks while they are looked for; measured."""
+        numbers = 56 + (2 * (8 * BANDS + 8) if self.near is not None else 0)
+        return min(numbers * rows, HELD_NUMBERS) + 150 * rows
 
     def sizes(self) -> dict[str, float]:
         """Held-out parts and their sizes as declared."""

@@ -122,7 +122,7 @@ class Curate(Stage):
 
     def _cost(self, reading_s: float, bytes_in: float, rows: float | None, memory_bytes: float, cores: int) -> Cost:
         steps = [(_kind(step), step) for step in self.steps]
-        split = self.split.row_bytes if self.split else None
+        split = self.split.memory_bytes if self.split else None
         return cost(steps, split, len(self.source), reading_s, bytes_in, rows, cores, memory_bytes)
 
     def _sources(self, given: Given) -> tuple[list[Facts], float, list[str]]:

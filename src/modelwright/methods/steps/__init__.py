@@ -54,6 +54,8 @@ Maker = Callable[[Iterator[Record]], "Iterator[Record | Cut | Drop | Made]"]
 """A judge that may also make rows."""
 Numbers = Mapping[str, Any]
 """Arrays whose first axis is the rows."""
+HELD_NUMBERS = 64 << 20
+"""Bytes of the numbers of all rows that a choice has in memory; more lie on the disk, and one array is read at a time."""
 
 
 class Why(NamedTuple):

@@ -18,7 +18,7 @@ from pydantic import Field
 from modelwright.core.record import Record
 from modelwright.core.spec import Advice
 from modelwright.core.stage import Run
-from modelwright.methods.steps import Choice, Choosing, Numbers, Why, content
+from modelwright.methods.steps import HELD_NUMBERS, Choice, Choosing, Numbers, Why, content
 
 if TYPE_CHECKING:
     from modelwright.text.near import Clusters
@@ -66,7 +66,7 @@ class MinHash(Choosing):
         return signatures(Texts.of(map(content, rows)), self.ngram, self.bands, self.rows, self.seed).columns()
 
     def memory_bytes(self, rows: float, bytes_in: float) -> float:
-        return (8 * self.bands + 200) * rows  # bands; sorting one of them, and a cluster for each document
+        return min(8 * (self.bands + 1) * rows, HELD_NUMBERS) + 100 * rows  # a band is sorted; a cluster for each document
 
     def chooser(self, run: Run) -> Choice:
         return self._choose
