@@ -39,6 +39,10 @@ def in_a_stage(row: Refusal) -> tuple[Tree, str]:
         return {"kind": "train", **TRAIN, "objective": tree}, f"objective.{row.path}"
     if row.family == "objectives":
         return {"kind": "train", **_whole({**TRAIN, "objective": tree})}, f"objective.{row.path}"
+    if row.family == "decoders":
+        return {"kind": "evaluate", **EVALUATE, **_WORDS, "decoder": tree}, f"decoder.{row.path}"
+    if row.family == "engines":
+        return {"kind": "evaluate", **EVALUATE, "engine": tree}, f"engine.{row.path}"
     assert row.family == "optimizers", "say here which stage holds this family"
     adapter = {"kind": "lora", "rank": 2}
     return {"kind": "train", **_whole({**TRAIN, **FROM, "adapter": adapter, "optimizer": tree})}, f"optimizer.{row.path}"
@@ -50,6 +54,7 @@ def _whole(tree: Tree) -> Tree:
 
 _MEMORY = {key: value for key, value in ASKED.items() if not key.endswith("_chars")} | {"sorts": ["where", "purpose"]}
 _TOXIC = {"words": [], "toxic": "./bad.jsonl", "clean": "./good.jsonl"}
+_WORDS = {"tasks": [{"kind": "rouge", "max_tokens": 4}]}
 _EXPORT = {"model": "./model/", "format": {"kind": "safetensors"}}
 _EXTEND = {"start": "./model/", "tokens": [" river"]}
 REFUSALS = [
@@ -83,6 +88,11 @@ REFUSALS = [
     Refusal("steps", "code_quality", {"parses": False}, "max_table_frac", 0.0, "`parses` is off"),
     Refusal("objectives", "multi_token", {"heads": 1}, "weight", 0.3, "no further head"),
     Refusal("objectives", "contrastive", {"partner": "itself"}, "positive", "answer", "its own partner"),
+    Refusal("decoders", "beam", {}, "diversity_penalty", 2.0, "no other to differ from"),
+    Refusal("decoders", "self_consistency", {}, "pattern", "x", "not looked for by a pattern"),
+    Refusal("decoders", "self_consistency", {}, "choices", ["A"], "not one of several"),
+    Refusal("stages", "evaluate", EVALUATE, "decoder", {"kind": "beam"}, "no task asks for an answer"),
+    Refusal("engines", "openai", {"provider": "groq", "model": "m"}, "cache_bytes", 99, "no `cache` is kept"),
     Refusal("optimizers", "muon", {}, "adamw_lr", 0.1, "neither embeddings nor norms"),
     Refusal("optimizers", "muon", {}, "adamw_weight_decay", 0.5, "neither embeddings nor norms"),
     Refusal(

@@ -6,14 +6,17 @@ import ctypes
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from modelwright.core.record import Record
+from modelwright.methods import engines
 from modelwright.methods.engines import Request, Sampling, open_engine
 from modelwright.methods.exporters import Evidence
 from modelwright.methods.tasks import Answer, Generate
 from modelwright.methods.trackers import tracked
-from tests import launch_kit, tracker_kit
+from tests import decoder_kit, engine_kit, launch_kit, law_kit_remote, tracker_kit
 from tests.law_kit import Seen, Subject
 from tests.law_kit_data import Listening
 
@@ -41,6 +44,8 @@ def counted(owner: Any, name: str) -> Iterator[list[int]]:
 
 def see_engine(spec: Any, bench: Any) -> Seen:
     """Greedy answers to six prompts given at once, a long text's probabilities; and how the work was cut."""
+    if not spec.local:
+        return law_kit_remote.see(spec, bench)
     import torch
 
     llama = type(spec).__name__ == "LlamaCpp"
@@ -50,6 +55,10 @@ def see_engine(spec: Any, bench: Any) -> Seen:
             prompts = [engine.encode(text)[:100] for text in (*TEXTS, "the", "items", "1984", "return")]
             answers = engine.generate([Request(tokens, Sampling(max_tokens=8)) for tokens in prompts])
             logps = engine.score(prompts[:1])
+            answers += engine.generate([Request(prompts[0], Sampling(max_tokens=2))])  # a prompt that it has just seen
+        computed, weights = (
+            (0, "") if llama else (worker._decoder.decoder.computed_tokens, str(worker._decoder.decoder.model.dtype))
+        )
         if llama:
             from modelwright.methods.engines import _llama_c as c
 
@@ -57,13 +66,87 @@ def see_engine(spec: Any, bench: Any) -> Seen:
             threads = worker.call(lambda: c.library().llama_n_threads(worker._decoder._context))
         else:
             threads = worker.call(torch.get_num_threads)
-        return Seen([[answer.text for answer in answers], logps], effort=[steps, scores, threads])
+        return Seen([[answer.text for answer in answers], logps, weights], effort=[steps, scores, threads, computed])
 
 
 ENGINES = Subject(
     see_engine,
-    bases={"native": {"threads": 1, "device": "cpu"}, "llamacpp": {"threads": 1}},
-    others={"llamacpp.context": 64, "native.device": "cuda", "native.threads": 2, "llamacpp.threads": 2},
+    bases={**law_kit_remote.BASES, "native": {"threads": 1, "device": "cpu"}, "llamacpp": {"threads": 1}},
+    others={
+        **law_kit_remote.OTHERS,
+        "llamacpp.context": 64,
+        "llamacpp.threads": 2,
+        "native.precision": "bf16",  # what `auto` means differs from machine to machine
+        "native.device": "cuda",
+        "native.threads": 2,
+    },
+)
+
+
+# --- decoders -------------------------------------------------------------------------------------------
+
+SCRIPTED = ("self_consistency", "step_search", "budget_forcing")
+"""Kinds that look for words, which a random model does not write."""
+
+
+def see_decoder(spec: Any, bench: Any) -> Seen:
+    """What comes of prompts that repeat themselves, the best first; what it costs."""
+    if spec.name in SCRIPTED:
+        engine: Any = decoder_kit.Drawing()
+        requests = [Request(engine.encode("What is it?"), Sampling(40))]
+    else:
+        engine = _engine(bench.folder / "searched")
+        tail = [50, 60, 61, 51, 60, 62, 50, 60]  # the newest token went on otherwise than the newest two
+        requests = [Request([*engine.encode(TEXTS[0])[:begin], *tail], Sampling(16)) for begin in (60, 50, 40, 30)]
+    from modelwright.nn import speculate
+
+    guesses: list[Any] = []
+    with recorded(speculate.Lookup, "propose", guesses), recorded(speculate.Draft, "propose", guesses):
+        found = spec.run_all(engine, requests)
+    answers = [[[c.text, c.tokens, c.finish] for c in one.completions] for one in found]
+    tried = [[[c.proposed, c.accepted] for c in one.completions] for one in found]
+    spent = [one.tokens_spent for one in found]
+    return Seen([answers, [one.scores for one in found]], effort=[spent, spec.budget(10), tried, guesses])
+
+
+@contextmanager
+def recorded(owner: Any, name: str, told: list[Any]) -> Iterator[None]:
+    """What `owner.name` returns while this is open."""
+    found = getattr(owner, name)
+
+    def call(*args: Any) -> Any:
+        told.append(found(*args))
+        return told[-1]
+
+    setattr(owner, name, call)
+    try:
+        yield
+    finally:
+        setattr(owner, name, found)
+
+
+@cache
+def _engine(model: Path) -> Any:
+    """A model of three layers with many tokens that end an answer. Opened once: it is only asked."""
+    words = engine_kit.tokenizer()
+    made = engine_kit.model(vocab=len(words), num_hidden_layers=3)
+    made.generation_config.eos_token_id = list(range(300, 399))
+    made.save_pretrained(model)
+    words.save_pretrained(model)
+    return engines.ENGINES.load("native")(threads=1, device="cpu").open(model)  # type: ignore[call-arg, attr-defined]
+
+
+DECODERS = Subject(
+    see_decoder,
+    bases={
+        "draft": {"model": "./model2/"},
+        "beam.diversity_penalty": {"groups": 2},
+        "budget_forcing.wait": {"least_tokens": 20},
+        "self_consistency.answer": {"pattern": "[a-z]+ [AB]", "choices": ["A", "B"]},
+        "self_consistency.pattern": {"answer": "regex", "pattern": "it is [0-9]"},
+        "self_consistency.choices": {"answer": "choice", "choices": ["A"]},
+    },
+    others={"draft.model": "./model/", "beam.early_stopping": True},
 )
 
 
@@ -89,6 +172,7 @@ EXPORTERS = Subject(
         "gguf.max_perplexity_rise": {"type": "q4_0", "max_perplexity_rise": 1e-7, "max_logprob_difference": 9.0},
         "gguf.max_logprob_difference": {"max_logprob_difference": 1e-7, "max_perplexity_rise": 9.0},
         "gguf.answer_tokens": {"type": "q4_0", "max_logprob_difference": 9.0, "max_perplexity_rise": 9.0},
+        "safetensors.answer_tokens": {"answer_tokens": 200},  # bfloat16 answers otherwise only after some dozens
         "safetensors.max_perplexity_rise": {"max_perplexity_rise": 1e-7, "max_logprob_difference": 9.0},
         "safetensors.max_logprob_difference": {"max_logprob_difference": 1e-7, "max_perplexity_rise": 9.0},
     },

@@ -15,7 +15,7 @@ from modelwright.core.recipe import Loaded, loads
 from modelwright.core.record import Record, write_records
 from modelwright.core.stage import Machine, parse_ref
 from modelwright.core.store import MANIFEST, Artifact, Store, relative_files, sha256_file
-from tests import crawl_kit, engine_kit, tracker_kit, train_kit
+from tests import crawl_kit, engine_kit, law_kit_remote, tracker_kit, train_kit
 from tests.law_kit import Seen, Subject, Tree
 from tests.law_kit_run import counted
 
@@ -47,6 +47,7 @@ def files(folder: Path) -> None:
     write_records(folder / "chats.jsonl", [_with_meta(record, n) for n, record in enumerate(train_kit.chats(24))])
     write_records(folder / "chats2.jsonl", train_kit.chats(8, seed=7))
     write_records(folder / "rows.jsonl", rows())
+    law_kit_remote.files(folder)
 
 
 def _with_meta(record: Record, number: int) -> Record:
@@ -239,6 +240,7 @@ BASES: dict[str, Tree] = {
     "extend.data.0.epochs": {"data": "./chats.jsonl"},
     "evaluate": EVALUATE,
     "evaluate.engine": {"engine": ...},
+    "evaluate.decoder": {"tasks": [{"kind": "rouge", "max_tokens": 4}]},
     "evaluate.gates.0.task": {"tasks": ["perplexity", {"kind": "rouge", "max_tokens": 2}], **_gate(at_most=2.0)},
     "evaluate.gates.0.metric": _gate(at_most=50.0),
     "evaluate.gates.0.group": _gate(at_most=1e9),
@@ -299,6 +301,7 @@ OTHERS: dict[str, Any] = {
     "evaluate.data.0.ref": "./chats2.jsonl",
     "evaluate.tasks": ["perplexity", {"kind": "exact_match", "max_tokens": 2}],
     "evaluate.engine": {**NATIVE, "precision": "bf16"},
+    "evaluate.decoder": {"kind": "sample", "temperature": 2.0},
     "evaluate.gates": [{"task": "perplexity", "at_most": 1.5}],
     "evaluate.gates.0.task": "rouge",
     "evaluate.gates.0.metric": "bits per byte",

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from modelwright.cli import chat
+from modelwright.cli import _terminal, chat
 from modelwright.core.errors import UserError
 from modelwright.methods import engines
 from tests.fake_engine import FakeEngine
@@ -24,8 +24,10 @@ from tests.fake_engine import FakeEngine
 def engine(tmp_path, monkeypatch):
     made = FakeEngine()
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     Path("tiny.gguf").touch()
-    monkeypatch.setattr(engines, "open_engine", lambda path, spec: made.opened())
+    monkeypatch.setattr(engines, "pick", lambda path, serve: engines.Picked(None, "a test"))
+    monkeypatch.setattr(engines, "open_engine", lambda path, spec, supervised: made.opened())
     return made
 
 
@@ -81,6 +83,67 @@ def test_commands(engine, monkeypatch, capsys, tmp_path):
     assert engine.last.sampling[:2] == (3, 0.5)
 
 
+def test_commands_that_ask_again_and_how_to_draw(engine, monkeypatch, capsys, tmp_path):
+    script = ["one", "/edit two", "three", "/retry", "/top-p 0.9", "/top-k 7", "/min-p 0.1", "/seed 3", "/temperature 0.5",
+              "/logprobs on", "four", "/logprobs off", "five"]  # fmt: skip
+    assert piped(monkeypatch, "\n".join(script)) == 0
+    said = capsys.readouterr()
+    sampling = engine.last.sampling
+    assert (sampling.top_p, sampling.top_k, sampling.min_p, sampling.temperature) == (0.9, 7, 0.1, 0.5)
+    assert sampling.seed == 3 + 5 and sampling.top_logprobs == 0
+    assert sent(engine).startswith("<user>two<assistant>you said: two<user>three<assistant>you said: three<user>four<assistant>")
+    assert said.out.count("you said: three") == 2 and said.err.count("least likely of") == 1
+    assert "'y' 50 %                 else 'z' 25 %, '{' 12.5 %" in said.err and "(geometric mean 50 %)" in said.err
+
+
+def test_an_adapter(engine, monkeypatch, capsys, tmp_path):
+    (tmp_path / "tuned").mkdir()
+    assert piped(monkeypatch, "one\n/adapter\ntwo", "--adapter", str(tmp_path / "tuned")) == 0
+    said = capsys.readouterr()
+    assert said.out == "as tuned: one\nyou said: two\n" and "from the model alone" in said.err
+    with pytest.raises(UserError, match="there is no adapter"):
+        piped(monkeypatch, "/adapter nowhere")
+
+
+class Elsewhere(FakeEngine):
+    """An engine with the capability `messages`: it has no tokens to count."""
+
+    capabilities = frozenset({"messages", "chat"})
+
+    def render(self, messages, tools=None):
+        raise AssertionError("it has no tokens")
+
+    encode = render
+
+    def submit(self, request):
+        self.last = request
+        text = request.text or request.messages[-1]["content"]
+        return iter([engines.Delta(f"heard {text}"), engines.Delta("", finish="length", usage=engines.Usage(5, 9))])
+
+
+def test_an_engine_that_takes_messages(engine, monkeypatch, capsys):
+    remote = Elsewhere()
+    monkeypatch.setattr(engines, "open_engine", lambda path, spec, supervised: remote.opened())
+    assert piped(monkeypatch, "/system be\none\ntwo") == 0
+    said = capsys.readouterr()
+    assert said.out == "heard one\nheard two\n" and "cut at the length limit" in said.err
+    assert [message["content"] for message in remote.last.messages] == ["be", "one", "heard one", "two"]
+    assert remote.last.tokens == () and remote.last.sampling.max_tokens == 1024
+    remote.capabilities = frozenset({"messages"})
+    assert piped(monkeypatch, "once upon") == 0
+    assert remote.last.text == "once upon" and remote.last.messages == ()
+    for line, error in (("/min-p 0.1", "no min-p"), ("/logprobs on", "no log-prob"), ("/adapter x", "no adapters")):
+        with pytest.raises(UserError, match=error):
+            piped(monkeypatch, line)
+
+
+def test_a_question_that_failed_is_forgotten(engine, monkeypatch, capsys):
+    talk = chat.Chat(engine, "tiny")
+    with pytest.raises(UserError, match="refuses"):
+        talk.say("REFUSE")
+    assert talk.history == [] and talk.asked == 0
+
+
 @pytest.mark.parametrize(
     ("line", "error"),
     [
@@ -88,6 +151,10 @@ def test_commands(engine, monkeypatch, capsys, tmp_path):
         ("/temperature hot", "not a number"),
         ("/temperature 3", "not from 0 to 2"),
         ("/tokens -1", "not from 0"),
+        ("/top-p 0", "no token would be left"),
+        ("/retry", "nothing was asked"),
+        ("/edit x", "nothing was asked"),
+        ("/logprobs maybe", "takes on or off"),
         ("/file", "which file"),
         ("/file none", "cannot be read"),
         ("/file binary", "cannot be read"),
@@ -166,7 +233,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job han
 from modelwright.cli import chat
 from modelwright.methods import engines
 from tests.fake_engine import FakeEngine
-engines.open_engine = lambda path, spec: FakeEngine().opened()
+engines.pick = lambda path, serve: engines.Picked(None, "a test")
+engines.open_engine = lambda path, spec, supervised: FakeEngine().opened()
 sys.exit(chat.main(["tiny.gguf"]))
 """
 
@@ -178,7 +246,8 @@ def test_in_a_terminal(tmp_path):
 
     (tmp_path / "tiny.gguf").touch()
     ours, theirs = pty.openpty()
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent), "TERM": "xterm", "COLUMNS": "200"}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent), "TERM": "xterm", "COLUMNS": "200",
+                                "XDG_STATE_HOME": str(tmp_path / "state")}  # fmt: skip
     child = subprocess.Popen(
         [sys.executable, "-c", TERMINAL],
         stdin=theirs,
@@ -218,8 +287,17 @@ def test_in_a_terminal(tmp_path):
         type_("/nothing\n")
         until("there is no command /nothing")
         until("you ›")
+        type_("/edit\n")
+        until("you ›")
+        until("SLOW")
+        type_("\x15bye\n")  # Ctrl-U: the draft goes
+        until("you said: bye")
+        until("you ›")
         type_("\x04")
         assert child.wait(5) == 0
+        kept = tmp_path / "state" / "modelwright" / "chat_history"
+        assert kept.read_text().splitlines() == ["hello", "SLOW", "/nothing", "/edit", "bye"]
+        assert kept.stat().st_mode & 0o077 == 0, "nobody else reads it"
     finally:
         child.kill()
         child.wait()
@@ -232,5 +310,5 @@ def test_a_terminal_gets_no_control_characters(monkeypatch):
             return True
 
     monkeypatch.setattr(sys, "stdout", Terminal())
-    chat._print("a\x1b]0;title\x07b\n\tc\x9b31m")
+    _terminal.answer("a\x1b]0;title\x07b\n\tc\x9b31m")
     assert sys.stdout.getvalue() == "a]0;titleb\n\tc31m"

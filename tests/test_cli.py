@@ -31,7 +31,7 @@ def test_every_command_has_its_file_and_help(capsys):
     from importlib import import_module
 
     for name in COMMANDS:
-        module = import_module(f"modelwright.cli.{name}")
+        module = import_module(f"modelwright.cli.{name.replace('-', '_')}")
         with pytest.raises(SystemExit) as caught:
             module.main(["--help"])
         assert caught.value.code == 0

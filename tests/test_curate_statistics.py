@@ -94,7 +94,9 @@ def test_what_the_store_knows_changes_no_byte(tmp_path: Path, monkeypatch: pytes
     assert all(known == 0 for known, _ in told.counts.values()) and not any("known" in text for text in told.texts)
     again, told = curated(tmp_path, "again", STRICT, store, workers=2)
     assert again == first and all(known == rows > 0 for known, rows in told.counts.values())
-    assert set(told.counts) == {"prose", "language", "code_quality", "toxicity", "quality", "minhash"}, "a length costs less than its key"
+    assert set(told.counts) == {"prose", "language", "code_quality", "toxicity", "quality", "minhash"}, (
+        "a length costs less than its key"
+    )
     monkeypatch.setattr(_curate_flow, "CHUNK_ROWS", 11)
     for name in ("other", "others"):
         other, told = curated(tmp_path, name, LOOSE, store, workers=1)

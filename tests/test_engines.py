@@ -14,6 +14,7 @@ from modelwright.core.errors import UserError
 from modelwright.core.events import Log
 from modelwright.methods.engines import ENGINES, Engine, Request, Sampling, open_engine, pick
 from modelwright.methods.engines._draw import Dial, choose
+from modelwright.methods.engines._llama_memory import Sequences
 from modelwright.methods.engines._text import BytePieces, DecodedPieces, Stops
 from modelwright.methods.engines._threads import threads
 from modelwright.methods.exporters import EXPORTERS
@@ -59,8 +60,8 @@ def spec(kind: str, **fields: Any) -> Any:
 
 
 def test_capabilities_and_context(engine: Engine) -> None:
-    assert engine.capabilities == {"score", "logprobs", "seed", "chat"}
-    assert engine.context == 256
+    assert engine.capabilities >= {"score", "logprobs", "seed", "chat", "rules", "constrain"}
+    assert engine.context == 256 and engine.vocabulary == 400
 
 
 def test_round_trip(engine: Engine) -> None:
@@ -116,7 +117,8 @@ def test_streams_join_to_the_answer(engine: Engine) -> None:
         pieces = list(engine.submit(request))
         assert "".join(piece.text for piece in pieces) == whole.text
         assert tuple(token for piece in pieces for token in piece.tokens) == whole.tokens
-        assert tuple(logp for piece in pieces for logp in piece.logprobs) == pytest.approx(whole.logprobs, abs=1e-5)
+        # llama.cpp keeps keys in 16 bits and copies them where a prompt is known: rounding differs from the first time
+        assert tuple(logp for piece in pieces for logp in piece.logprobs) == pytest.approx(whole.logprobs, abs=1e-3)
         assert [piece.finish for piece in pieces[:-1]] == [None] * (len(pieces) - 1) and pieces[-1].finish == whole.finish
         assert all(not piece.text.endswith("\ufffd") for piece in pieces[:-1]) or "\ufffd" in whole.text
 
@@ -232,10 +234,99 @@ def test_files_that_are_no_model(tmp_path: Path) -> None:
     (tmp_path / "x.gguf").write_bytes(b"GGUF\x03\x00\x00\x00 torn")
     with pytest.raises(UserError, match=r"llama\.cpp cannot open x\.gguf"):
         spec("llamacpp").open(tmp_path)
+    (tmp_path / "x.gguf").unlink()
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "model.safetensors").write_bytes(b"torn")
     with pytest.raises(UserError):
         spec("native", device="cpu").open(tmp_path)
+
+
+def test_gguf_files_that_cannot_be_opened(exported: Path, tmp_path: Path) -> None:
+    """The reason is the cause that llama.cpp tells first, not its last line, which only says that it failed."""
+    whole = (exported / "model.gguf").read_bytes()
+    for name, data, why in (
+        ("arch", whole.replace(b"llama", b"lxama"), "unknown model architecture: 'lxama'"),
+        ("torn", whole[: len(whole) // 2], "not within the file bounds"),
+        ("words", whole.replace(b"tokenizer.ggml.tokens", b"tokenizer.ggml.tokxns"), "cannot find tokenizer vocab"),
+        ("part", whole.replace(b"blk.1.attn_q.weight", b"blk.1.attn_z.weight"), "'blk.1.attn_q.weight' not found"),
+        ("other", b"GGML" + whole[4:], "invalid magic"),
+        ("empty", b"", "failed to read magic"),
+    ):
+        (tmp_path / f"{name}.gguf").write_bytes(data)
+        with pytest.raises(UserError, match=r"llama\.cpp cannot open") as error:
+            spec("llamacpp", threads=1).open(tmp_path / f"{name}.gguf")
+        assert why in error.value.why
+
+
+def test_a_prompt_that_begins_like_another_is_not_computed_again(
+    llamacpp: Any, native: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = llamacpp._worker._decoder
+    used: list[int] = []
+    decode = rows._decode
+    monkeypatch.setattr(rows, "_decode", lambda count: (used.append(count), decode(count)))
+
+    def ask(*prompts: list[int]) -> int:
+        """Tokens that the model was given; the answers are right."""
+        used.clear()
+        requests = [Request(prompt, Sampling(max_tokens=3)) for prompt in prompts]
+        for found, right in zip(llamacpp.generate(requests), native.generate(requests), strict=True):
+            assert found.tokens == right.tokens
+        return sum(used)
+
+    tokens = (native.encode(TEXT) * 5)[:150]
+    first, second = [11, 12, *tokens], [13, 14, 15, *tokens]
+    assert ask(first) >= len(first)
+    assert ask(first) <= 3, "all but the last of the prompt's tokens were kept"
+    assert ask([*first[:-5], 7]) <= 5, "and so they are behind another end"
+    assert ask(*([*second, tail] for tail in (20, 21, 22))) <= len(second) + 12, "of a group one computes, the others copy"
+    for _ in range(3):  # short prompts do not take the place of a long one while another is free
+        ask(first[:40])
+        assert ask(second) <= 4
+    assert len(rows._sequences.free) == 3
+
+
+def test_embeddings_of_llamacpp(llamacpp: Any, folder: Path) -> None:
+    """The mean of the last hidden states, of length 1; a text may be longer than a batch, and answers under way go on."""
+    import torch
+    from transformers import AutoModel
+
+    assert "embed" in llamacpp.capabilities
+    model = AutoModel.from_pretrained(folder).eval()
+    sequences = [llamacpp.encode(TEXT) * 2, llamacpp.encode("x1"), [5]]
+    stream = llamacpp.submit(Request(sequences[0], Sampling(max_tokens=30)))
+    for tokens, found in zip(sequences, llamacpp.embed(sequences), strict=True):
+        with torch.no_grad():
+            mean_E = model(torch.tensor([tokens])).last_hidden_state[0].mean(0)
+        assert found == pytest.approx((mean_E / mean_E.norm()).tolist(), abs=1e-2)
+    assert "".join(piece.text for piece in stream) == llamacpp.generate([Request(sequences[0], Sampling(max_tokens=30))])[0].text
+    with pytest.raises(UserError, match="context holds 256"):
+        llamacpp.embed([[5] * 257])
+
+
+def test_a_memory_that_cannot_go_back_starts_anew() -> None:
+    """Recurrent models: llama.cpp refuses to forget only the end of a sequence."""
+
+    class Recurrent:
+        last = -1
+
+        def llama_memory_seq_rm(self, memory: Any, sequence: int, start: int, end: int) -> bool:
+            if start > 0 and self.last >= start:
+                return False
+            self.last = -1 if start <= 0 else self.last
+            return True
+
+        def llama_memory_seq_pos_min(self, memory: Any, sequence: int) -> int:
+            return self.last
+
+        llama_memory_seq_pos_max = llama_memory_seq_pos_min
+
+    lib = Recurrent()
+    sequences = Sequences(lib, None, 1)
+    for _ in range(2):
+        assert sequences.take([1, 2, 3]) == (0, 0) and sequences.free == []
+        sequences.held[0], lib.last = [1, 2, 3], 2
+        sequences.free.append(0)
 
 
 def test_threads() -> None:

@@ -102,9 +102,9 @@ def test_the_header_holds_the_vocabulary(folder: Path, tmp_path: Path) -> None:
 
 
 def test_a_worse_file_is_refused(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from modelwright.methods.exporters import _gguf_model
+    from modelwright.methods.exporters import _gguf_tensors
 
-    monkeypatch.setattr(_gguf_model, "_pairs", lambda array, heads: array)  # the usual bug of converters
+    monkeypatch.setattr(_gguf_tensors, "_pairs", lambda array, heads: array)  # the usual bug of converters
     with pytest.raises(UserError, match="log-probabilities differ by"):
         export(folder, tmp_path / "out")
     proof = {"perplexity_before": 10.0, "perplexity_after": 10.3, "logprob_difference_mean": 0.01}
@@ -158,13 +158,16 @@ def test_pre_tokenizers() -> None:
 
 
 def test_modelfile() -> None:
-    text = _modelfile.modelfile("model.gguf", kit.CHATML, "", "", ["<|im_end|>"], 512)
-    assert text.startswith('FROM ./model.gguf\nPARAMETER num_ctx 512\nPARAMETER stop "<|im_end|>"\nTEMPLATE """')
+    text = _modelfile.modelfile(
+        "model.gguf", kit.CHATML, "", "", ["<|im_end|>"], 512, {"temperature": 0.7, "repetition_penalty": 1.1, "top_k": None}
+    )
+    assert text.startswith('FROM ./model.gguf\nPARAMETER num_ctx 512\nPARAMETER stop "<|im_end|>"\nPARAMETER temperature 0.7\n')
+    assert '\nPARAMETER repeat_penalty 1.1\nTEMPLATE """' in text and "top_k" not in text
     assert '{{ range .Messages }}{{ if eq .Role "system" }}<|im_start|>system\n{{ .Content }}<|im_end|>\n{{ else if eq' in text
     assert text.endswith('{{ end }}{{ end }}<|im_start|>assistant\n"""\n')
-    assert 'TEMPLATE """{{ .Prompt }}"""' in _modelfile.modelfile("m.gguf", "", "", "", [], 512)
+    assert 'TEMPLATE """{{ .Prompt }}"""' in _modelfile.modelfile("m.gguf", "", "", "", [], 512, {})
     odd = "{% for m in messages %}{{ loop.index }}{{ m['content'] }}{% endfor %}"
-    assert "no equal in Ollama" in _modelfile.modelfile("m.gguf", odd, "", "", [], 512)
+    assert "no equal in Ollama" in _modelfile.modelfile("m.gguf", odd, "", "", [], 512, {})
 
 
 def test_safetensors(folder: Path, tmp_path: Path) -> None:
@@ -216,5 +219,7 @@ def test_the_estimate(folder: Path, tmp_path: Path) -> None:
         work = stage(format={"kind": "gguf", "type": kind})
         made = work.run(run_of(tmp_path / out, folder))
         assert work.estimate(given).disk.value == pytest.approx(made["bytes"], rel=0.15)
+    one, slow = (stage(format={"kind": "gguf", "type": kind}).estimate(given).seconds.value for kind in ("q8_0", "iq4_nl"))
+    assert slow > one, "a search for the best scale of each block"
     unknown = Given(given.machine, {"chat": Facts(type="model")})
     assert "assumed" in stage(format="gguf").estimate(unknown).disk.why

@@ -15,6 +15,7 @@ import pytest
 import uvicorn
 
 from modelwright.core.errors import UserError
+from modelwright.methods.engines import Sampling
 from modelwright.serve.app import Settings, create_app
 from modelwright.serve.guard import Rules
 from modelwright.serve.requests import ChatRequest, CompletionRequest
@@ -130,7 +131,7 @@ def test_completions_and_sampling_fields_reach_the_engine(shared):
         model="tiny", prompt="once", max_tokens=300, temperature=0.5, top_p=0.9, stop=["zz", "yy"], seed=-1, logprobs=0
     )
     sampling = shared.engine.last.sampling
-    assert sampling == (300, 0.5, 0.9, 0, ("zz", "yy"), 2**31 - 1)
+    assert sampling == Sampling(300, 0.5, 0.9, 0, ("zz", "yy"), 2**31 - 1)
     choice = answer.choices[0]
     assert "".join(choice.logprobs.tokens) == choice.text and choice.logprobs.text_offset[:3] == [0, 1, 2]
     assert choice.logprobs.token_logprobs[0] == pytest.approx(-0.6931, abs=1e-3)
@@ -174,23 +175,26 @@ def test_models_health_ready_and_page(shared):
 @pytest.mark.parametrize(
     ("change", "param"),
     [
-        ({"n": 2}, "n"),
-        ({"frequency_penalty": 0.5}, "frequency_penalty"),
-        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"n": 17}, "n"),
+        ({"frequency_penalty": 3}, "frequency_penalty"),
+        ({"logit_bias": {"256": 1}}, "logit_bias"),
+        ({"tools": [{"type": "function", "function": {"name": "f g"}}]}, "tools[0].function.name"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
+        ({"response_format": {"type": "json_object"}, "guided_regex": "a"}, "guided_regex"),
         ({"top_logprobs": 2}, "top_logprobs"),
         ({"user": "me"}, "user"),
-        ({"top_k": 3}, "top_k"),
+        ({"top_k": -3}, "top_k"),
         ({"temperature": 3}, "temperature"),
         ({"temperature": "0.5"}, "temperature"),
         ({"top_p": 0}, "top_p"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"max_tokens": 5, "max_completion_tokens": 5}, "max_tokens"),
-        ({"stop": ["a", "b", "c", "d", "e"]}, "stop"),
+        ({"stop": ["a"] * 17}, "stop"),
         ({"stop": ""}, "stop[0]"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"messages": []}, "messages"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].tool_call_id"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content"),
         ({"messages": [{"role": "user", "content": None}]}, "messages[0].content"),
         ({"messages": [{"role": "user", "content": "x", "name": "me"}]}, "messages[0].name"),
@@ -211,7 +215,7 @@ def test_neutral_values_of_fields_we_do_not_honour_pass(shared):
     neutral = {name: values[0] if values else None for name, values in CompletionRequest.neutral.items()}
     assert shared.http.post("/v1/completions", json=COMPLETION | neutral).status_code == 200
     for field in ("prompt",):
-        for value in (["a", "b"], [1, 2], [[1]], 3, None):
+        for value in ([], [[]], ["a", 1], [1, 256], [-1], 3, None):
             assert shared.http.post("/v1/completions", json=COMPLETION | {field: value}).status_code == 400
 
 
@@ -247,13 +251,23 @@ def test_an_engine_that_cannot(start):
     engine = FakeEngine()
     engine.capabilities = frozenset()
     server = start(engine)
+    tools = {"tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": "required"}
     for path, body, word in (
         ("/v1/chat/completions", CHAT, "chat template"),
+        ("/v1/completions", COMPLETION | {"min_p": 0.1}, "min_p"),
+        ("/v1/completions", COMPLETION | {"guided_choice": ["a"]}, "guided_choice"),
+        ("/v1/completions", COMPLETION | {"response_format": {"type": "json_object"}}, "response_format"),
+        ("/v1/completions", COMPLETION | {"echo": True, "logprobs": 0}, "logprobs"),
+        ("/v1/embeddings", {"model": "tiny", "input": "a"}, "embeddings"),
+        ("/v1/rerank", {"model": "tiny", "query": "a", "documents": ["b"]}, "embeddings"),
         ("/v1/completions", COMPLETION | {"logprobs": 0}, "logprobs"),
         ("/v1/completions", COMPLETION | {"seed": 1, "temperature": 1}, "seed"),
     ):
         response = server.http.post(path, json=body)
-        assert response.status_code == 400 and word in response.json()["error"]["message"]
+        assert response.status_code == 400 and word in response.json()["error"]["message"], (body, response.text)
+    engine.capabilities = frozenset({"chat"})
+    answer = server.http.post("/v1/chat/completions", json=CHAT | tools).json()
+    assert answer["error"]["param"] == "tool_choice"
     assert (
         server.http.post("/v1/completions", json=COMPLETION | {"seed": 1}).status_code == 200
     )  # greedy: the seed changes nothing

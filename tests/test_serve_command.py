@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import signal
 import subprocess
 import sys
@@ -16,16 +17,16 @@ import pytest
 
 from modelwright.cli import _model, serve
 from modelwright.core.errors import UserError
-from modelwright.methods import engines
 from modelwright.serve import run
+from modelwright.serve.keys import new_key
+from modelwright.serve.limits import Limits
 from tests.fake_engine import FakeEngine, wait_until
 
 SCRIPT = """
 import sys
 from modelwright.cli import serve
-from modelwright.methods import engines
 from tests.fake_engine import FakeEngine
-engines.open_engine = lambda path, spec: FakeEngine().opened()
+serve._open = lambda path, spec, supervised: FakeEngine()
 sys.exit(serve.main(sys.argv[1:]))
 """
 
@@ -40,8 +41,8 @@ def process(tmp_path):
         pipe = subprocess.PIPE
         begun.append(subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, cwd=Path(__file__).parent.parent))
         line = begun[-1].stdout.readline()
-        assert line.startswith("serving tiny at http://127.0.0.1:"), line + begun[-1].stderr.read()
-        return begun[-1], line.split()[3].removesuffix("/v1")
+        assert line.startswith("serving tiny") and " at http://127.0.0.1:" in line, line + begun[-1].stderr.read()
+        return begun[-1], line.split()[-1].removesuffix("/v1")
 
     yield begin
     for child in begun:
@@ -109,7 +110,7 @@ def test_ctrl_c_when_idle(process):
 @pytest.fixture
 def tiny(tmp_path, monkeypatch) -> str:
     (tmp_path / "tiny.gguf").touch()
-    monkeypatch.setattr(engines, "open_engine", lambda path, spec: pytest.fail("opened"))
+    monkeypatch.setattr(serve, "_open", lambda path, spec, supervised: pytest.fail("opened"))
     return str(tmp_path / "tiny.gguf")
 
 
@@ -118,15 +119,86 @@ def test_refusals_come_before_the_model_is_opened(tiny, tmp_path):
         port = str(taken.getsockname()[1])
         with pytest.raises(UserError, match=f"port {port} of 127.0.0.1 cannot be opened"):
             serve.main([tiny, "--port", port])
-    with pytest.raises(UserError, match="lets other machines in"):
-        serve.main([tiny, "--host", "0.0.0.0", "--port", "0"])
-    with pytest.raises(UserError, match="cannot be read"):
-        serve.main([tiny, "--api-key-file", str(tmp_path / "none")])
+    (tmp_path / "keys").write_text("{}")
+    Path(tiny).write_bytes(bytes(100))
+    for options, match in [
+        (["--host", "0.0.0.0"], "lets other machines in"),
+        (["--api-key-file", str(tmp_path / "none")], "cannot be read"),
+        (["--keys", str(tmp_path / "none")], "cannot be read"),
+        (["--keys", str(tmp_path / "keys")], "line 1 of .*keys is no key"),
+        (["--model", "other"], "names nothing"),
+        (["--model", f"tiny={tiny}"], "two models have the same name"),
+        (["--model", f"other={tmp_path / 'none.gguf'}"], "no model at"),
+        (["--adapter", f"mine={tmp_path / 'none'}"], "no adapter at"),
+        (["--adapter", f"other:mine={tmp_path}"], "no model 'other' for the adapter"),
+        (["--memory", "much"], "no size"),
+        (["--memory", "0.001kB"], "the first model takes"),
+    ]:
+        with pytest.raises(UserError, match=match):
+            serve.main([tiny, "--port", "0", *options])
     with pytest.raises(UserError, match="no model at"):
         serve.main([str(tmp_path / "tiny.ggfu"), "--port", "0"])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["--parallel", "0"], ["--concurrent", "0"], ["--queue-seconds", "-1"], ["--deadline-seconds", "nan"], ["--log", "xml"],
+     ["--allow-origin", "*"], ["--allow-origin", "https://a/b"], ["--temperature", "3"], ["--new-key", "a"],
+     ["--new-key", "a", "--keys", "f"], ["--keys", "f", "--concurrent", "2"]],
+)  # fmt: skip
+def test_options_that_cannot_be(tiny, options):
     with pytest.raises(SystemExit) as caught:
-        serve.main([tiny, "--parallel", "0"])
+        serve.main([tiny, *options])
     assert caught.value.code == 2
+
+
+def test_no_model_is_named():
+    with pytest.raises(SystemExit):
+        serve.main([])
+
+
+def test_a_new_key_is_printed_once(tmp_path, capsys):
+    path = tmp_path / "keys.jsonl"
+    limits = ["--requests-per-minute", "3", "--only-model", "tiny", "--only-model", "other"]
+    assert serve.main(["--new-key", "ann", "--keys", str(path), *limits]) == 0
+    said = capsys.readouterr()
+    key = said.out.strip()
+    assert key.startswith("mw-") and key not in said.err and key not in path.read_text()
+    row = json.loads(path.read_text())
+    assert (row["name"], row["requests_per_minute"], row["models"]) == ("ann", 3, ["tiny", "other"]) and "concurrent" not in row
+
+
+def test_keys_models_and_what_is_told(process, tmp_path):
+    keys, adapter = tmp_path / "keys.jsonl", tmp_path / "adapter"
+    adapter.mkdir()
+    (tmp_path / "other.gguf").touch()
+    key = new_key(keys, "ann", Limits(requests_per_minute=2, models=("tiny", "mine")))
+    child, url = process("--keys", str(keys), "--model", f"other={tmp_path / 'other.gguf'}", "--adapter", f"mine={adapter}",
+                         "--log", "json", "--allow-origin", "https://app.example", "--memory", "1GB")  # fmt: skip
+    http = httpx.Client(base_url=url, headers={"x-api-key": key})
+    assert httpx.get(f"{url}/metrics").status_code == 401 and httpx.get(f"{url}/v1/models").status_code == 401
+    assert [model["id"] for model in http.get("/v1/models").json()["data"]] == ["tiny", "mine"]
+    ask = {"model": "tiny", "prompt": "a secret"}
+    told = http.post("/v1/completions", json=ask, headers={"x-request-id": "mine-1", "origin": "https://app.example"})
+    assert told.status_code == 200 and told.headers["x-request-id"] == "mine-1"
+    assert told.headers["x-ratelimit-remaining-requests"] == "1" and told.headers["x-ratelimit-limit-requests"] == "2"
+    assert told.headers["access-control-allow-origin"] == "https://app.example"
+    assert http.post("/v1/completions", json=ask | {"model": "other"}).json()["error"]["code"] == "model_not_allowed"
+    third = http.post("/v1/completions", json=ask)
+    assert third.status_code == 429 and int(third.headers["retry-after"]) > 0
+    new = new_key(keys, "bob", Limits())
+    child.send_signal(signal.SIGHUP)
+    bob = {"authorization": f"Bearer {new}"}
+    wait_until(lambda: httpx.post(f"{url}/v1/completions", json=ask, headers=bob).status_code == 200)
+    numbers = http.get("/metrics").text
+    assert 'modelwright_requests_total{endpoint="/v1/completions",status="429"} 1' in numbers
+    child.send_signal(signal.SIGTERM)
+    assert child.wait(5) == 0
+    lines = child.stderr.read().splitlines()
+    rows = [json.loads(line) for line in lines[:-1]]
+    first = next(row for row in rows if row.get("request_id") == "mine-1")
+    assert first["key"] == "ann" and first["model"] == "tiny" and first["answer_tokens"] > 3 and first["finish"] == "length"
+    assert not any("secret" in line or key in line or new in line for line in lines)
 
 
 @pytest.mark.parametrize("package", ["fastapi", "uvicorn"])
@@ -143,10 +215,10 @@ def test_missing_packages_are_named(tiny, monkeypatch, package):
 
 def test_the_engine_is_closed(tiny, monkeypatch):
     engine = FakeEngine()
-    monkeypatch.setattr(engines, "open_engine", lambda path, spec: engine.opened())
+    monkeypatch.setattr(serve, "_open", lambda path, spec, supervised: engine)
     seen = []
 
-    def serve_nothing(engine, name, address, **settings) -> bool:
+    def serve_nothing(models, name, address, **settings) -> bool:
         seen.append((name, address, settings["settings"].temperature))
         raise KeyboardInterrupt
 

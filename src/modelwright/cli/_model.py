@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -14,11 +15,12 @@ from modelwright.core.errors import UserError
 from modelwright.core.store import read_manifest
 
 if TYPE_CHECKING:
-    from modelwright.methods.engines import Engine
+    from modelwright.methods.engines import Engine, EngineSpec
 
 RECIPE_ENDS = (".yaml", ".yml")
 MODEL = (
-    "recipe.yaml (its last export, else its last model), recipe.yaml:STAGE, an artifact's or a model's folder, or a .gguf file"
+    "recipe.yaml (its last export, else its last model), recipe.yaml:STAGE, an artifact's or a model's folder, a .gguf file; or "
+    "one served elsewhere: PROVIDER:MODEL (openai, anthropic, ollama, …), http://…/v1#MODEL, a .json file with an engine"
 )
 
 
@@ -28,31 +30,52 @@ class Resolved(NamedTuple):
     """What clients and the prompt call it."""
 
 
-def parser(command: str, description: str) -> argparse.ArgumentParser:
-    """The options of a command that opens a model."""
+def parser(command: str, description: str, needed: bool = True) -> argparse.ArgumentParser:
+    """The options of a command that opens a model; `needed`: it must be named."""
     made = _options.parser(command, description, recipe=False, json=False)
-    made.add_argument("model", help=MODEL)
+    made.add_argument("model", nargs=None if needed else "?", help=MODEL)
     _options.add_overrides(made)
-    made.add_argument("--engine", help="native or llamacpp (default: the first that can open the model)")
+    made.add_argument("--engine", help="native, llamacpp, vllm or sglang (chosen from model and machine, and told)")
     return made
 
 
 @contextmanager
-def open_model(given: argparse.Namespace) -> Iterator[tuple[Engine, str]]:
+def open_model(given: argparse.Namespace, supervised: bool = False) -> Iterator[tuple[Engine, str]]:
     """An engine with the model that the arguments name, and the model's name; closed at the end."""
     from modelwright.methods import engines
 
     path, name = resolve_model(given.model, given.overrides, given.store, given.allow_code)
-    spec = engines.ENGINES.load(given.engine)() if given.engine else None
-    assert spec is None or isinstance(spec, engines.EngineSpec)
-    with engines.open_engine(path, spec) as engine:
+    with engines.open_engine(path, chosen(path, name, given.engine), supervised) as engine:
         yield engine, name
+
+
+def chosen(path: Path, name: str, kind: str | None, serve: bool = False) -> EngineSpec:
+    """The engine that was asked for, or the one that suits; a person at a terminal is told why."""
+    from pydantic_core import PydanticCustomError
+
+    from modelwright.methods import engines
+
+    if kind is None:
+        spec, why = engines.pick(path, serve)
+        if sys.stderr.isatty():
+            print(f"{name}: {why}", file=sys.stderr)
+        return spec
+    try:
+        made = engines.ENGINES.load(kind)()
+    except PydanticCustomError as error:
+        raise UserError(f"--engine {kind}: {error}") from None
+    assert isinstance(made, engines.EngineSpec)
+    if reason := made.accepts(path):
+        raise UserError(f"--engine {kind} cannot open {name}", reason, "leave --engine out: one is chosen")
+    return made
 
 
 def resolve_model(
     text: str, overrides: Sequence[str] = (), store: Path = Path("store"), allow_code: Sequence[Path] = ()
 ) -> Resolved:
     """Where the model is that `text` names."""
+    from modelwright.methods.engines._choose import named
+
     recipe, _, stage = (text, "", "") if text.endswith(RECIPE_ENDS) else text.rpartition(":")
     if recipe.endswith(RECIPE_ENDS):
         if not Path(recipe).is_file():
@@ -63,7 +86,11 @@ def resolve_model(
         return Resolved(path, f"{project.recipe.name}-{stage}" if stage else project.recipe.name)
     if overrides:
         raise UserError(f"{text!r} is no recipe, so there is nothing to override", fix=f"leave out {' '.join(overrides)}")
+    _options.allow(allow_code)  # an engine's file may name a program
     path = Path(text)
+    if (elsewhere := named(path)) is not None:
+        place = text.partition("#")[0].rstrip("/:").removesuffix("/v1")
+        return Resolved(path, elsewhere.model_dump()["model"] or place.rpartition("/")[2])
     if path.exists():
         return Resolved(path, _name(path))
     beside = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,11 +48,17 @@ def add_overrides(made: argparse.ArgumentParser) -> None:
 def open_project(args: argparse.Namespace) -> Project:
     """The recipe that the arguments name."""
     from modelwright.api import load
+
+    allow(args.allow_code)
+    return load(args.recipe, *args.overrides, store=args.store)
+
+
+def allow(files: Sequence[Path]) -> None:
+    """What `--allow-code` names."""
     from modelwright.core.errors import UserError
     from modelwright.core.spec import allow_code
 
-    for path in args.allow_code:
+    for path in files:
         if not path.is_file():
             raise UserError(f"--allow-code: there is no file {path}")
         allow_code(path)
-    return load(args.recipe, *args.overrides, store=args.store)

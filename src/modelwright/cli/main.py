@@ -17,6 +17,7 @@ COMMANDS = {
     "watch": "a live page of a run in the browser",
     "chat": "talk to a model in the terminal",
     "serve": "an OpenAI-compatible server for a model",
+    "compare-decoding": "decoders side by side on one prompt, and the tree of their tokens",
     "where": "the file behind a line of a recipe",
     "convert": "chats and preferences from one layout to another",
     "schema": "JSON Schema of recipes, for your editor",
@@ -66,7 +67,7 @@ def main(args: list[str]) -> int:
 
     environment.prepare()
     try:
-        return int(import_module(f"modelwright.cli.{args[0]}").main(args[1:]))
+        return int(import_module(f"modelwright.cli.{args[0].replace('-', '_')}").main(args[1:]))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1 if isinstance(error, StageFailed) else 2

@@ -269,8 +269,8 @@ def source_file(cls: type) -> Path | None:
     return Path(module.__file__)
 
 
-def _user_module(path: Path) -> ModuleType:
-    """Import the user's file under a name that no package can collide with; only where it was allowed."""
+def allowed_file(path: Path) -> tuple[Path, str]:
+    """The user's own file and its digest; PydanticCustomError where `--allow-code` does not permit it as it is now."""
     path = path if path.is_absolute() else folder_of_recipe.get() / path
     if not path.is_file():
         raise PydanticCustomError("no_file", "there is no file {path}", {"path": str(path)})
@@ -284,6 +284,12 @@ def _user_module(path: Path) -> ModuleType:
     digest = hashlib.sha256(resolved.read_bytes()).hexdigest()
     if digest != _allowed_code[resolved]:
         raise PydanticCustomError("code_changed", "{path} changed after it was allowed", {"path": str(path)})
+    return resolved, digest
+
+
+def _user_module(path: Path) -> ModuleType:
+    """Import the user's file under a name that no package can collide with; only where it was allowed."""
+    resolved, digest = allowed_file(path)
     name = f"{_PREFIX}{re.sub(r'[^a-zA-Z0-9]', '_', path.stem)}_{digest[:12]}"
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, resolved)

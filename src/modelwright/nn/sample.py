@@ -1,7 +1,9 @@
 """A token of each row of logits, and how likely it was.
 
 Nucleus sampling after Holtzman et al. 2019, arXiv:1904.09751. A row picks by the inverse of its cumulative distribution at a
-uniform number of its own, so what it gets does not depend on the other rows.
+uniform number of its own, so what it gets does not depend on the other rows. Tokens that another model proposed are taken, or
+others in their place, so that the distribution stays: Leviathan et al. 2023, arXiv:2211.17192, algorithm 1; Chen et al. 2023,
+arXiv:2302.01318, algorithm 2.
 
 Shapes: R rows, V vocabulary, M candidates kept of it.
 """
@@ -86,6 +88,37 @@ def sample(logits_RV: Tensor, draws: Sequence[Draw], uniforms: Sequence[float]) 
     return [Drawn(*found) for found in zip(tokens, logp_R.tolist(), tops, strict=True)]
 
 
+def distribution(logits_V: Tensor, draw: Draw) -> Tensor:
+    """[V] float64 probabilities that a warm row draws its next token with: behind rule, temperature, top-k and nucleus."""
+    if draw.rule is not None:
+        logits_V = torch.from_numpy(draw.rule(logits_V.cpu().numpy().copy())).to(logits_V.device)
+    prob_V = (logits_V / draw.temperature).double().softmax(-1)
+    if 0 < draw.top_k < len(prob_V) or draw.top_p < 1:
+        prob_M, id_M = prob_V.sort(descending=True)
+        prob_M[draw.top_k or len(prob_M) :] = 0
+        prob_M /= prob_M.sum()
+        prob_M[1:].masked_fill_((prob_M.cumsum(0) - prob_M)[1:] >= draw.top_p, 0.0)
+        prob_V = torch.zeros_like(prob_V).scatter_(0, id_M, prob_M / prob_M.sum())
+    return prob_V
+
+
+def drawn_from(prob_V: Tensor, uniform: float) -> int:
+    return int(_inverse(prob_V[None], torch.tensor([[uniform]], dtype=prob_V.dtype, device=prob_V.device)))
+
+
+def verified(logits_V: Tensor, draw: Draw, proposed: int, from_V: Tensor, uniforms: tuple[float, float]) -> Drawn:
+    """The token that was proposed, drawn from `from_V`, or one in its place: together they follow the row's own distribution."""
+    prob_V = distribution(logits_V, draw)
+    token = proposed
+    if uniforms[0] * float(from_V[proposed]) >= float(prob_V[proposed]):
+        rest_V = (prob_V - from_V).clamp_(min=0)
+        token = drawn_from(rest_V if float(rest_V.sum()) > 0 else prob_V, uniforms[1])
+    if draw.rule is not None:
+        draw.rule.accept(token)
+    logp_V = logits_V.log_softmax(-1)
+    return Drawn(token, float(logp_V[token]), _top(logp_V, draw.top))
+
+
 def _top(logp_V: Tensor, count: int) -> Top:
     if not count:
         return ()
@@ -117,6 +150,9 @@ def _draw_cut(logits_RV: Tensor, uniform_R1: Tensor, draws: list[Draw]) -> Tenso
     place_M = torch.arange(prob_RM.shape[1], device=keep.device)
     before_RM = prob_RM.cumsum(-1) - prob_RM
     prob_RM = prob_RM.masked_fill((place_M >= keep) | ((before_RM >= limit) & (place_M > 0)), 0.0)
+    # laid out by their ids: two that are equally likely but for rounding would change places with the batch
+    id_RM, order_RM = id_RM.sort(-1)
+    prob_RM = prob_RM.gather(1, order_RM)
     return id_RM.gather(1, _inverse(prob_RM / prob_RM.sum(-1, keepdim=True), uniform_R1))[:, 0]
 
 

@@ -38,6 +38,7 @@ from modelwright.report.read import (
     text,
 )
 from modelwright.report.samples import side_by_side
+from modelwright.report.spending import spending
 from modelwright.report.summary import tiles, unfinished, verdict
 
 
@@ -114,6 +115,7 @@ def page(run: RunView) -> str:
         trainings=_trainings(run),
         metrics=metrics(run),
         forests=forests(run),
+        spendings=spending(run),
         samples=side_by_side(run),
         ledgers=ledgers(run),
         vocabularies=_vocabularies(run),
@@ -301,12 +303,20 @@ def _export(stage: StageView) -> Export:
         else "",
         "perplexity of the trained model": f"{before:.3f}" if before is not None else "",
         "perplexity of the export": f"{after:.3f}" if after is not None else "",
-        "change": f"{100 * (after / before - 1):+.2f} %" if before and after is not None else "",
+        "change": _rise(before, after, number(proof, "perplexity_rise_low_frac"), number(proof, "perplexity_rise_high_frac")),
     }
-    known = {"texts", "tokens", "tokens_equal", "perplexity_before", "perplexity_after"}
+    known = {"texts", "tokens", "tokens_equal", *(name for name in proof if name.startswith("perplexity_"))}
     rest = [(key.replace("_", " "), value) for key, value in flat({k: v for k, v in proof.items() if k not in known}).items()]
     facts = _facts([("format", text(tree, "format")), ("size", size(number(tree, "bytes")))])
     return Export(stage.name, facts, _facts([*named.items(), *rest]), parity)
+
+
+def _rise(before: float | None, after: float | None, low: float | None, high: float | None) -> str:
+    """Of the perplexity, with its 95 % interval where the proof tells it."""
+    if not before or after is None:
+        return ""
+    between = f", 95 % interval {100 * low:+.2f} to {100 * high:+.2f} %" if low is not None and high is not None else ""
+    return f"{100 * (after / before - 1):+.2f} %{between}"
 
 
 def _places(run: RunView) -> list[Place]:

@@ -20,7 +20,8 @@ from pydantic import Field
 from modelwright.core.errors import UserError
 from modelwright.methods.formats import FEEDBACK_SCHEMA
 from modelwright.serve.errors import ApiError
-from modelwright.serve.requests import ChatRequest, CompletionRequest, Wire
+from modelwright.serve.requests import ChatRequest, CompletionRequest
+from modelwright.serve.wire import Wire
 
 REMEMBERED_CHARS = 32_000_000
 """Text of answers and their requests that is remembered for ratings; the oldest are forgotten first."""
@@ -40,6 +41,7 @@ class Rating(Wire):
 
 
 class _Answer(NamedTuple):
+    model: str
     request: dict[str, Any]
     text: str
     finish: str
@@ -76,8 +78,8 @@ class Feedback:
         if isinstance(body, ChatRequest):
             asked = {"messages": [message.plain() for message in body.messages], **asked}
         else:
-            asked = {"prompt": body.prompt, **asked}
-        answer = _Answer(asked, text, finish)
+            asked = {"prompt": body.prompt[0], **asked}
+        answer = _Answer(body.model, asked, text, finish)
         with self._work:
             self._answers[identity] = answer
             self._chars += answer.chars
@@ -98,8 +100,8 @@ class Feedback:
                 "schema": FEEDBACK_SCHEMA,
                 "id": rating.id,
                 "time": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
-                "model": self._model,
-                "model_key": self._key,
+                "model": answer.model,
+                "model_key": self._key if answer.model == self._model else "",
                 "request": answer.request,
                 "answer": answer.text,
                 "finish": answer.finish,

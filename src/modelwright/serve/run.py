@@ -9,19 +9,25 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import uvicorn
 
 from modelwright.core.errors import UserError
-from modelwright.methods.engines import Engine
-from modelwright.serve.app import Settings, create_app
+from modelwright.serve import logs
+from modelwright.serve.app import create_app
+from modelwright.serve.asking import Settings
 from modelwright.serve.feedback import Feedback
-from modelwright.serve.guard import LOOPBACK, Rules
+from modelwright.serve.guard import Rules
+from modelwright.serve.keys import Keys
+from modelwright.serve.models import Models
 from modelwright.serve.queue import Queue
+from modelwright.serve.tracing import Traces
 
 MIN_KEY_CHARS = 16
 CANCEL_S = 2.0
@@ -33,14 +39,30 @@ class Address(NamedTuple):
     """0: a free one."""
 
 
+class Settled(NamedTuple):
+    """How a server is run; what it does for whom is in `Settings` and `Rules`."""
+
+    drain_s: float = 30.0
+    """After a signal, time to finish answers."""
+    stall_s: float = 30.0
+    """A client that takes nothing of what waits for it for so long is hung up on."""
+    log: logs.Form | None = None
+    """A line on standard error for each request."""
+    admin: bool = False
+    """Adapters may be loaded over HTTP."""
+
+
 class Server(uvicorn.Server):
     """The first signal drains: /ready says 503, new work is refused, what is under way or waiting is finished, within
     `drain_s`. A second signal, or the end of that time, cancels it. (uvicorn alone closes the port at once, so that a load
     balancer sees connections refused, and raises the signal again when it is done.)"""
 
-    def __init__(self, config: uvicorn.Config, queue: Queue, drain_s: float, on_ready: Callable[[], None] | None = None) -> None:
+    def __init__(self, config: uvicorn.Config, queue: Queue, drain_s: float, on_ready: Callable[[], None] | None = None,
+                 stall_s: float = 30.0, keys: Keys | None = None) -> None:  # fmt: skip
         super().__init__(config)
-        self._queue, self._left_s, self._on_ready = queue, drain_s, on_ready
+        self._queue, self._left_s, self._on_ready, self._stall_s, self._keys = queue, drain_s, on_ready, stall_s, keys
+        self._unread: dict[Any, tuple[int, float]] = {}
+        """Connections with bytes that their client does not take: how many, and since when."""
         self.cut = False
         """Answers were cancelled to end in time."""
 
@@ -54,7 +76,10 @@ class Server(uvicorn.Server):
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
+        handlers = {signal.SIGINT: self.handle_exit, signal.SIGTERM: self.handle_exit}
+        if self._keys is not None and sys.platform != "win32":
+            handlers[signal.SIGHUP] = lambda *_: None  # nothing more to do: the file is looked at every second
+        before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
         try:
             yield
         finally:
@@ -69,6 +94,9 @@ class Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """Called ten times a second by uvicorn."""
+        if counter % 10 == 0 and self._keys is not None:
+            self._keys.refresh()
+        self._hang_up(time.monotonic())
         if self._queue.draining:
             self._left_s -= 0.1
             if self._left_s <= 0 and self._queue.busy and not self.cut:
@@ -79,33 +107,52 @@ class Server(uvicorn.Server):
                 self.should_exit = True
         return await super().on_tick(counter)
 
+    def _hang_up(self, now_s: float) -> None:
+        """End connections whose clients read nothing: an answer that waits for one of them would wait for ever."""
+        unread: dict[Any, tuple[int, float]] = {}
+        for connection in self.server_state.connections:
+            transport = connection.transport
+            if waits := transport.get_write_buffer_size():
+                size, since_s = self._unread.get(transport, (0, now_s))
+                unread[transport] = (waits, since_s if waits == size else now_s)
+                if now_s - unread[transport][1] > self._stall_s:
+                    transport.abort()
+        self._unread = unread
 
-def serve(engine: Engine, name: str, address: Address, *, settings: Settings | None = None, api_key: str | None = None,
-          body_bytes: int = 1_000_000, drain_s: float = 30.0, log_requests: bool = False,
-          on_ready: Callable[[str], None] | None = None, feedback: Feedback | None = None) -> bool:  # fmt: skip
+
+def serve(models: Models, name: str, address: Address, *, settings: Settings | None = None, rules: Rules | None = None,
+          settled: Settled | None = None, traces: Traces | None = None, feedback: Feedback | None = None,
+          on_ready: Callable[[str], None] | None = None) -> bool:  # fmt: skip
     """Serve until a signal comes; `on_ready` gets the address once requests are answered. True: all answers were finished."""
-    listener = bind(address, api_key)
+    rules, settled = rules or Rules(), settled or Settled()
+    listener = bind(address, rules.guarded)
+    logs.start(settled.log)
     with listener:
-        local = _is_loopback(listener.getsockname()[0])
-        rules = Rules(api_key, LOOPBACK if local else None, body_bytes)
-        app = create_app(engine, name, settings, rules, feedback)
+        if not _is_loopback(listener.getsockname()[0]):
+            rules = rules._replace(hosts=None)
+        tell = ([logs.tell] if settled.log else []) + ([traces.tell] if traces else [])
+        app = create_app(models, name, settings, rules, feedback, admin=settled.admin, tell=tell)
         queue: Queue = app.state.queue
         # uvicorn's own wait, for clients that read their answers slowly: they cannot hold the exit.
         config = uvicorn.Config(
             app,
-            log_level="info" if log_requests else "error",
-            access_log=log_requests,
+            log_config=None,
+            access_log=False,
             server_header=False,
             timeout_graceful_shutdown=2,
             ws="none",
             lifespan="on",
+            http="h11",  # also where httptools is installed, which has no limit on the size of headers
             h11_max_incomplete_event_size=64 * 1024,
         )
-        server = Server(config, queue, drain_s, lambda: on_ready(url(listener)) if on_ready else None)
+        told = partial(on_ready, url(listener)) if on_ready else None
+        server = Server(config, queue, settled.drain_s, told, settled.stall_s, rules.keys)
         try:
             asyncio.run(server.serve(sockets=[listener]))
         finally:
             queue.close()
+            if traces is not None:
+                traces.close()
         return not server.cut
 
 
@@ -114,8 +161,8 @@ def url(listener: socket.socket) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
-def bind(address: Address, api_key: str | None) -> socket.socket:
-    """An open port; the machine's own only, unless a key guards it."""
+def bind(address: Address, keys: object) -> socket.socket:
+    """An open port; the machine's own only, unless keys guard it: anything true."""
     host, port = address
     if not 0 <= port < 2**16:
         raise UserError(f"there is no port {port}", fix="take one from 1 to 65535, or 0 for a free one")
@@ -123,11 +170,11 @@ def bind(address: Address, api_key: str | None) -> socket.socket:
         family, kind, protocol, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     except (OSError, UnicodeError) as error:
         raise UserError(f"there is no address {host!r}", str(error), "use --host 127.0.0.1") from None
-    if api_key is None and not _is_loopback(str(where[0])):
+    if not keys and not _is_loopback(str(where[0])):
         raise UserError(
             f"{host} lets other machines in, and no API key is set",
             "anybody who reaches the port could use the model",
-            "give --api-key-file FILE, or stay on 127.0.0.1",
+            "give --keys FILE or --api-key-file FILE, or stay on 127.0.0.1",
         )
     # With the protocol named, asyncio turns off the wait for more data (TCP_NODELAY); without, each answer is 40 ms late.
     listener = socket.socket(family, kind, protocol)

@@ -11,7 +11,8 @@ from typing import NamedTuple
 from modelwright.core.errors import UserError
 from modelwright.core.events import Log
 from modelwright.core.record import Message
-from modelwright.methods.engines import Engine, Request, Sampling
+from modelwright.methods.decoders import Decoder
+from modelwright.methods.engines import Engine, Request, Sampling, request_of
 from modelwright.methods.tasks import Answer, Generate, Likelihood
 from modelwright.methods.templates import TEMPLATES, render
 
@@ -54,14 +55,22 @@ class Prompter:
         self.template = "chat" in engine.capabilities
         self.stop = () if self.template else PLAIN_STOP
         self._plain: str = "" if self.template else TEMPLATES.load("plain")().jinja()  # type: ignore[attr-defined]
-        self._space = self._space_before_answer() if self.template else " "
-        self._begin = engine.encode("")  # what the tokenizer puts before every text
+        self.whole = "messages" in engine.capabilities
+        """The engine takes questions whole and has the tokens to itself."""
+        self._space = self._space_before_answer() if self.template and not self.whole else " "
+        self._begin = [] if self.whole else engine.encode("")  # what the tokenizer puts before every text
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """Up to and with the header of the answer."""
         if self.template:
             return self.engine.render(messages)
         return self.engine.encode(render(self._plain, messages, True))
+
+    def request(self, ask: Generate) -> Request:
+        sampling = Sampling(ask.max_tokens, stop=self.stop if ask.messages else ())
+        if not ask.messages:
+            return request_of(self.engine, ask.text, sampling)
+        return request_of(self.engine, ask.messages if self.template else render(self._plain, ask.messages, True), sampling)
 
     def answer(self, text: str) -> list[int]:
         """The answer as the template would write it behind that header, without the mark that ends it."""
@@ -80,7 +89,7 @@ class Prompter:
 
 
 def answers(
-    engine: Engine, asks: Mapping[str, Ask], batch: int, log: Log, label: str, counts: Counter[str]
+    engine: Engine, asks: Mapping[str, Ask], decoder: Decoder, batch: int, log: Log, label: str, counts: Counter[str]
 ) -> Iterator[tuple[str, Answer]]:
     """An answer for each of `asks`, longest prompts first so that a batch holds like lengths and lack of memory shows early."""
     prompter = Prompter(engine)
@@ -93,32 +102,36 @@ def answers(
             f"the engine of {label} gives no probabilities of a text, which a likelihood task needs",
             fix="take `engine: native`, or leave the likelihood tasks (perplexity) out",
         )
-    yield from log.track(_generated(prompter, generate, batch, counts), "answers", len(generate), f"{label}: answers")
+    yield from log.track(_generated(prompter, generate, decoder, batch, counts), "answers", len(generate), f"{label}: answers")
     yield from log.track(_scored(prompter, likely, batch, counts), "texts", len(likely), f"{label}: probabilities")
 
 
 def _generated(
-    prompter: Prompter, asks: Mapping[str, Generate], batch: int, counts: Counter[str]
+    prompter: Prompter, asks: Mapping[str, Generate], decoder: Decoder, batch: int, counts: Counter[str]
 ) -> Iterator[tuple[str, Answer]]:
     engine, waiting = prompter.engine, []
     for name, ask in asks.items():
-        tokens = prompter.prompt(ask.messages) if ask.messages else engine.encode(ask.text)
-        room = min(ask.max_tokens, engine.context - len(tokens))
-        counts["prompt_tokens"] += len(tokens)
-        if room < 1 or not tokens:
+        request = prompter.request(ask)
+        room = ask.max_tokens if prompter.whole else min(ask.max_tokens, engine.context - len(request.tokens))
+        counts["prompt_tokens"] += len(request.tokens)
+        if room < 1 or not (request.tokens or prompter.whole):
             counts["prompts_without_room"] += 1
             yield name, Answer()  # a model that cannot take the question has no answer
             continue
         counts["answers_with_less_room"] += room < ask.max_tokens
-        waiting.append((name, Request(tokens, Sampling(room, stop=prompter.stop if ask.messages else ()))))
+        waiting.append((name, request._replace(sampling=request.sampling._replace(max_tokens=room))))
     waiting.sort(key=lambda entry: -len(entry[1].tokens))
     for begin in range(0, len(waiting), batch):
         chunk = waiting[begin : begin + batch]
-        for (name, _), done in zip(chunk, engine.generate([request for _, request in chunk]), strict=True):
+        for (name, _), found in zip(chunk, decoder.run_all(engine, [request for _, request in chunk]), strict=True):
+            done = found.completions[0]
             counts["answers"] += 1
+            counts["tokens_spent"] += found.tokens_spent
             counts["answers_cut_off"] += done.finish == "length"
-            counts["answer_tokens"] += len(done.tokens)
-            yield name, Answer(done.text, done.logprobs, len(done.tokens))
+            written = done.usage.answer_tokens if done.usage else len(done.tokens)
+            counts["prompt_tokens"] += done.usage.prompt_tokens if done.usage else 0
+            counts["answer_tokens"] += written
+            yield name, Answer(done.text, done.logprobs, written)
 
 
 def _scored(prompter: Prompter, asks: Mapping[str, Likelihood], batch: int, counts: Counter[str]) -> Iterator[tuple[str, Answer]]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from modelwright.core.stage import Estimate, Facts, Given, estimate
 from modelwright.core.units import bytes_text, count_text
+from modelwright.methods.decoders import Decoder
 from modelwright.methods.tasks import Task
 
 IMPORTS_BYTES = 0.45e9
@@ -27,12 +28,14 @@ ITEM_BYTES = 500.0
 """A line of `items.jsonl`, answer included."""
 
 
-def cost(models: Sequence[str], data: Sequence[str], tasks: Sequence[Task], batch: int, given: Given) -> Estimate:
+def cost(
+    models: Sequence[str], data: Sequence[str], tasks: Sequence[Task], decoder: Decoder, batch: int, given: Given
+) -> Estimate:
     """`models` and `data`: references. One model is open at a time."""
     facts = [given.parents[ref] for ref in data]
     rows = sum(f.rows for f in facts if f.rows is not None) if all(f.rows is not None for f in facts) else None
     row_tokens, tokens_why = _row_tokens(facts, rows)
-    items, new, lines = _asked(tasks, rows)
+    items, new, lines = _asked(tasks, decoder, rows)
     read = items * row_tokens
     seconds, weights = IMPORTS_S, 0.0
     assumed = ""
@@ -73,7 +76,7 @@ def _row_tokens(facts: Sequence[Facts], rows: float | None) -> tuple[float, str]
     return max(1.0, tokens / rows), f"{tokens / rows:.0f} tokens a row"
 
 
-def _asked(tasks: Sequence[Task], rows: float | None) -> tuple[float, float, float]:
+def _asked(tasks: Sequence[Task], decoder: Decoder, rows: float | None) -> tuple[float, float, float]:
     """Rows read, tokens written, lines kept. Tasks that ask alike share their answers."""
     shared: dict[tuple[str, int], float] = {}
     lines = 0.0
@@ -83,7 +86,8 @@ def _asked(tasks: Sequence[Task], rows: float | None) -> tuple[float, float, flo
         key = (repr(sorted(task.where.items())), task.new_tokens())
         shared[key] = max(shared.get(key, 0.0), items)
     # answers end by themselves: half of the room is what questions with short answers take
-    return sum(shared.values()), sum(items * new / 2 for (_, new), items in shared.items()), lines
+    written = sum(items * decoder.budget(new / 2) for (_, new), items in shared.items() if new)
+    return sum(shared.values()), written, lines
 
 
 def _cache_bytes(models: Sequence[str], given: Given, tokens: float) -> float:

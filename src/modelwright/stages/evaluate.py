@@ -1,7 +1,7 @@
 """Evaluate: a model's answers to held-out questions as numbers with intervals, beside those of another model on the same items.
 
-Every answer is greedy, so that the same model gives the same numbers. How to compare: Miller 2024, "Adding Error Bars to Evals",
-arXiv:2411.00640; the arithmetic is in `methods/tasks`.
+Answers are greedy unless a decoder is named, and the same each time in any case: draws have seeds. How to compare: Miller 2024,
+"Adding Error Bars to Evals", arXiv:2411.00640; the arithmetic is in `methods/tasks`.
 """
 
 from __future__ import annotations
@@ -15,12 +15,15 @@ from pydantic import Field, model_validator
 from modelwright.core.errors import UserError
 from modelwright.core.spec import Runtime, Spec
 from modelwright.core.stage import Accepts, Check, Estimate, Given, Input, Refs, Run, Stage, Stats, check_goes_on, parse_ref
+from modelwright.methods.decoders import DECODERS, Decoder
 from modelwright.methods.engines import ENGINES, EngineSpec, open_engine, pick
 from modelwright.methods.sources import open_records
-from modelwright.methods.tasks import TASKS, Answer, Comparison, Metric, Task
+from modelwright.methods.tasks import TASKS, Answer, Comparison, Likelihood, Metric, Task
 from modelwright.stages import _evaluate_ask as asking
 from modelwright.stages import _evaluate_cost as costs
 from modelwright.stages import _evaluate_items as kept
+
+GREEDY: Any = "greedy"
 
 
 class Gate(Spec):
@@ -66,6 +69,9 @@ class Evaluate(Stage):
     asked here too."""
     engine: Annotated[EngineSpec, ENGINES] | None = Field(None, examples=["native"])
     """What runs the model; unset: llama.cpp for a GGUF file, else our own."""
+    decoder: Annotated[Decoder, DECODERS] = Field(GREEDY, examples=[{"kind": "beam"}])
+    """How answers in words are searched for; of several the best one is scored. The tokens that it spends are counted: what a
+    dearer one gains, two evaluations of one model show. Default: the same answer each time, at the least cost."""
     gates: tuple[Gate, ...] = Field((), examples=[({"task": "exact_match", "at_least": 0.5},)])
     """Numbers that must be reached."""
     batch: Annotated[int, Runtime] = Field(512, ge=1, examples=[8])
@@ -88,22 +94,38 @@ class Evaluate(Stage):
             raise ValueError("`against` is the model itself: every difference would be zero")
         return self
 
+    def unused(self, context: Spec) -> dict[str, str]:
+        if any(task.new_tokens() for task in self.tasks):
+            return {}
+        return {"decoder": "no task asks for an answer in words"}
+
     def estimate(self, given: Given) -> Estimate:
+        if self.engine is not None:
+            self._able(self.engine)
         models = [self.model]
         if self.against is not None and given.parents[self.against].type != "evaluation":
             models.append(self.against)
         for ref in models:
             check_goes_on(ref, given.parents[ref])
-        return costs.cost(models, [mix.ref for mix in self.data], self.tasks, self.batch, given)
+        return costs.cost(models, [mix.ref for mix in self.data], self.tasks, self.decoder, self.batch, given)
+
+    def _able(self, engine: EngineSpec) -> None:
+        """UserError where the decoder needs what this kind of engine never has."""
+        if refusal := self.decoder.unable(engine):
+            raise refusal
 
     def checks(self, run: Run) -> Iterator[Check]:
         rows = self._rows(run)
+        spec = self.engine or pick(run.inputs[self.model].path).spec
+        self._able(spec)
         for task in self.tasks:
             try:
                 job = kept.job(task, rows)
             except UserError as error:
                 yield Check(f"items of {task.name}", False, f"{error.what}; {error.why}", error.fix)
             else:
+                if (fix := spec.lacks.get("score")) and any(isinstance(ask, Likelihood) for ask in job.asks):
+                    yield Check(f"probabilities for {task.name}", False, "this engine gives none of a text", fix)
                 left = "; ".join(f"{count} left out: {reason}" for reason, count in job.dropped.most_common())
                 yield Check(
                     f"items of {task.name}", True, f"{len(job.samples)} of {len(rows)} rows" + (f"; {left}" if left else ""), ""
@@ -132,6 +154,7 @@ class Evaluate(Stage):
             "asked": dict(found.counts),
             "prompts": found.prompts,
             "engine": found.engine,
+            "decoder": self.decoder.name if found.counts["answers"] else "",
             "gates": _gates(self.gates, metrics, comparisons, before),
             "facts": {"": {"type": "evaluation", "rows": items}},
         }
@@ -157,11 +180,13 @@ class Evaluate(Stage):
         given: Input = run.inputs[ref]
         spec, why = (self.engine, "the recipe says so") if self.engine is not None else pick(given.path)
         name = str(spec.model_dump()["kind"])
+        self._able(spec)
+        decoder = self.decoder.placed(lambda folder: run.inputs[folder].path)
         run.log.note(f"{ref} runs on {name}: {why}")
         asks = {key: ask for job in jobs for key, ask in zip(job.keys, job.asks, strict=True)}
         counts = Counter(items=sum(len(job.samples) for job in jobs), different_asks=len(asks))
         with open_engine(given.path, spec) as engine:
-            answers: dict[str, Answer] = dict(asking.answers(engine, asks, self.batch, run.log, ref, counts))
+            answers: dict[str, Answer] = dict(asking.answers(engine, asks, decoder, self.batch, run.log, ref, counts))
             prompts = asking.describe(engine)
         for key, said in _SAID.items():
             if counts[key]:

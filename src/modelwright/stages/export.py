@@ -30,8 +30,6 @@ _COPIED = (
 )
 _IMPORTS_S, _IMPORTS_BYTES = 5.0, 0.6e9
 """PyTorch, transformers and llama.cpp, loaded; seconds on one core of a 2020s server."""
-_WRITE_BYTES_PER_S = 60e6
-"""Of float32 weights; the quantisation is numpy's on one core."""
 _ROW_TOKENS = 250.0
 """Of a row of the proof, where nothing is known of the data."""
 _NO_DATA = (
@@ -83,14 +81,15 @@ class Export(Stage):
         tokens = rows * _ROW_TOKENS
         flops = 2 * 2 * tokens * per_token  # two programs, scoring and answering
         # half the machine's rate: the proof is float32
-        seconds = _IMPORTS_S + weights / _WRITE_BYTES_PER_S + 2 * flops / given.machine.flops_per_s
+        writing = self.format.write_seconds(weights, given.machine.cores)
+        seconds = _IMPORTS_S + writing + 2 * flops / given.machine.flops_per_s
         return estimate(
             seconds,
-            f"{why} written at {bytes_text(_WRITE_BYTES_PER_S)}/s; {count_text(tokens)} tokens proved by two programs in float32",
+            f"{why} written at {bytes_text(weights / writing)}/s; {count_text(tokens)} tokens proved by two programs in float32",
             _IMPORTS_BYTES + weights + disk + 0.2e9,
             f"the model in float32 {bytes_text(weights)}, the export {bytes_text(disk)}, imports {bytes_text(_IMPORTS_BYTES)}",
             disk,
-            why,
+            why + (f"; {remark}" if shape is not None and (remark := self.format.remark(shape)) else ""),
             {"": Facts(type="export", bytes=disk, shape=shape)},
         )
 

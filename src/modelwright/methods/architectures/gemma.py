@@ -29,7 +29,7 @@ class Gemma(Architecture):
     opens_as: ClassVar[tuple[str, ...]] = ("causal", "sequence", "vectors")  # transformers has no classifier of tokens for it
     advice: ClassVar[Advice] = Advice(
         "long contexts on little memory: most layers keep a window of keys and values only",
-        "short rows, or an export to GGUF: it is slower than `llama`, and exporters here do not know it",
+        "short rows: it is slower than `llama` there",
     )
 
     kind: Literal["gemma"] = "gemma"

@@ -27,7 +27,7 @@ class Moe(Architecture):
     own: ClassVar[bool] = False
     advice: ClassVar[Advice] = Advice(
         "memory is plentiful and time is short, and there are tokens enough to teach every expert",
-        "minutes on a processor, small data, or an export to GGUF: a dense model learns more there",
+        "minutes on a processor or small data: a dense model learns more there",
     )
 
     kind: Literal["moe"] = "moe"

@@ -1,17 +1,19 @@
 """Choosing tokens from rows of logits with numpy, for engines that come without PyTorch.
 
-The same rules as `modelwright.nn.generate`: temperature, then top-k, then the nucleus (Holtzman et al. 2019,
-arXiv:1904.09751), then the inverse of the cumulative distribution at the request's own uniform number.
+The same rules as `modelwright.nn.sample`: temperature, then top-k, then the nucleus (Holtzman et al. 2019, arXiv:1904.09751),
+then the inverse of the cumulative distribution, tokens in the order of their ids, at the request's own uniform number.
 
-Shapes: R rows, V vocabulary, M candidates kept of it.
+Shapes: R rows, V vocabulary.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from modelwright.methods.engines import Rule, Top
+from modelwright.methods.engines import Rule, Sampling, Top
+from modelwright.methods.engines._rules import cut
 
 
 class Dial(NamedTuple):
@@ -23,28 +25,28 @@ class Dial(NamedTuple):
     uniform: float
     rule: Rule | None = None
     top: int = 0
+    logprob: bool = True
+    """Whether it is wanted."""
 
 
 class Drawn(NamedTuple):
     token: int
     logprob: float
-    """In nats, before temperature and rule."""
+    """In nats, before temperature and rule; NaN where it is not wanted."""
     top: Top
 
 
-def choose(logits_RV: Any, dials: Sequence[Dial]) -> list[Drawn]:
-    """A token of each row."""
-    import numpy as np
-
-    logits_RV = np.asarray(logits_RV, dtype=np.float32)
-    tokens = []
+def choose(logits_RV: Sequence[Any], dials: Sequence[Dial]) -> list[Drawn]:
+    """A token of each row; rows are float32 and not changed."""
+    drawn = []
     for logits_V, dial in zip(logits_RV, dials, strict=True):
         ruled_V = logits_V if dial.rule is None else dial.rule(logits_V.copy())
-        tokens.append(_draw(ruled_V, dial) if dial.temperature > 0 else int(ruled_V.argmax()))
+        token = _draw(ruled_V, dial) if dial.temperature > 0 else int(ruled_V.argmax())
         if dial.rule is not None:
-            dial.rule.accept(tokens[-1])
-    tops = [_top(logits_V, dial.top) for logits_V, dial in zip(logits_RV, dials, strict=True)]
-    return [Drawn(*found) for found in zip(tokens, logps(logits_RV, tokens), tops, strict=True)]
+            dial.rule.accept(token)
+        logprob = logps(logits_V[None], [token])[0] if dial.logprob else math.nan
+        drawn.append(Drawn(token, logprob, _top(logits_V, dial.top)))
+    return drawn
 
 
 def _top(logits_V: Any, count: int) -> Top:
@@ -72,17 +74,7 @@ def logps(logits_RV: Any, tokens: Sequence[int]) -> list[float]:
 def _draw(logits_V: Any, dial: Dial) -> int:
     import numpy as np
 
-    scaled_V = logits_V.astype(np.float64) / dial.temperature
-    vocab = len(scaled_V)
-    whole = 0 < dial.top_k < vocab or dial.top_p < 1
-    order_M = (
-        np.argsort(-scaled_V, kind="stable")[: dial.top_k if 0 < dial.top_k < vocab else vocab] if whole else np.arange(vocab)
-    )
-    prob_M = np.exp(scaled_V[order_M] - scaled_V.max())
-    prob_M /= prob_M.sum()
-    total_M = prob_M.cumsum()
-    if dial.top_p < 1:
-        kept = max(1, int(((total_M - prob_M) < dial.top_p).sum()))
-        order_M, total_M = order_M[:kept], total_M[:kept]
-    place = int(np.searchsorted(total_M, dial.uniform * total_M[-1], side="right"))
-    return int(order_M[min(place, len(order_M) - 1)])
+    kept_V = cut(logits_V, Sampling(temperature=dial.temperature, top_p=dial.top_p, top_k=dial.top_k))
+    total_V = np.exp(kept_V - kept_V.max()).cumsum(dtype=np.float64)
+    place = int(np.searchsorted(total_V, dial.uniform * total_V[-1], side="right"))
+    return min(place, int(np.searchsorted(total_V, total_V[-1])))  # the last that is possible, where rounding leads beyond

@@ -59,6 +59,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "llama_n_batch": (c_uint32, [c_void_p]),
     "llama_n_seq_max": (c_uint32, [c_void_p]),
     "llama_model_n_ctx_train": (c_int32, [c_void_p]),
+    "llama_model_has_encoder": (c_bool, [c_void_p]),
     "llama_model_get_vocab": (c_void_p, [c_void_p]),
     "llama_model_meta_val_str": (c_int32, [c_void_p, c_char_p, c_char_p, ctypes.c_size_t]),
     "llama_model_chat_template": (c_char_p, [c_void_p, c_char_p]),
@@ -72,7 +73,13 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "llama_token_to_piece": (c_int32, [c_void_p, c_int32, c_char_p, c_int32, c_int32, c_bool]),
     "llama_get_memory": (c_void_p, [c_void_p]),
     "llama_memory_seq_rm": (c_bool, [c_void_p, c_int32, c_int32, c_int32]),
+    "llama_memory_seq_cp": (None, [c_void_p, c_int32, c_int32, c_int32, c_int32]),
+    "llama_memory_seq_pos_min": (c_int32, [c_void_p, c_int32]),
+    "llama_memory_seq_pos_max": (c_int32, [c_void_p, c_int32]),
     "llama_decode": (c_int32, [c_void_p, Batch]),
+    "llama_model_n_embd": (c_int32, [c_void_p]),
+    "llama_set_embeddings": (None, [c_void_p, c_bool]),
+    "llama_get_embeddings_ith": (POINTER(c_float), [c_void_p, c_int32]),
     "llama_get_logits_ith": (POINTER(c_float), [c_void_p, c_int32]),
 }
 
@@ -116,8 +123,9 @@ _said = threading.local()
 
 
 def _listen(level: int, text: bytes | None, _: int | None) -> None:
-    """Keep llama.cpp's last error; its other lines would be written over the progress display. 4 is GGML_LOG_LEVEL_ERROR."""
-    if level == 4 and text:
+    """Keep llama.cpp's first error, which is the cause of those that follow; its other lines would be written over the progress
+    display. 4 is GGML_LOG_LEVEL_ERROR."""
+    if level == 4 and text and not getattr(_said, "error", ""):
         _said.error = text.decode("utf-8", errors="replace").strip()
 
 
@@ -125,7 +133,7 @@ _log = _LOG(_listen)  # kept here: llama.cpp calls it as long as the process liv
 
 
 def last_error() -> str:
-    """What llama.cpp said last in this thread when something failed."""
+    """What llama.cpp said in this thread, since it was asked last, when something failed."""
     said = getattr(_said, "error", "")
     _said.error = ""
     return said
@@ -134,12 +142,13 @@ def last_error() -> str:
 def load_model(path: Path) -> int:
     """A handle to the model in a GGUF file."""
     lib = library()
+    last_error()  # of something before
     handle: int | None = lib.llama_model_load_from_file(str(path).encode(), lib.llama_model_default_params())
     if not handle:
         raise UserError(
             f"llama.cpp cannot open {path.name}",
             last_error() or "it did not say why",
-            "make the export again; a file of another program may be damaged or too new",
+            "make the export again; another program's file may be damaged, or for a newer llama.cpp: pip install -U xllamacpp",
         )
     return handle
 

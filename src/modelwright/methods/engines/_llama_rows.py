@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ from modelwright.core.errors import UserError
 from modelwright.methods.engines import Request, Rule, Sampling, Top
 from modelwright.methods.engines import _llama_c as c
 from modelwright.methods.engines._draw import Dial, choose, logps
+from modelwright.methods.engines._llama_memory import WORTH_TOKENS, Sequences, common
 
 _LOGIT_BYTES = 64 << 20
 """llama.cpp keeps the logits of every position asked for; scoring asks for no more than this at a time."""
@@ -32,7 +33,7 @@ class Step(NamedTuple):
 class _Row:
     key: int
     pending: list[int]
-    """Tokens not yet given to the model: the prompt, then the newest token."""
+    """Tokens not yet given to the model: of the prompt, then the newest token."""
     left: int
     sampling: Sampling
     rule: Rule | None
@@ -47,7 +48,9 @@ class _Row:
         """For the next token."""
         sampling = self.sampling
         uniform = self.random.random() if sampling.temperature > 0 else 0.0
-        return Dial(sampling.temperature, sampling.top_p, sampling.top_k, uniform, self.rule, sampling.top_logprobs)
+        return Dial(
+            sampling.temperature, sampling.top_p, sampling.top_k, uniform, self.rule, sampling.top_logprobs, sampling.logprobs
+        )
 
 
 class Rows:
@@ -63,7 +66,12 @@ class Rows:
         # one sequence more than rows: scoring has its own and disturbs nobody
         self._context = c.open_context(model, context_tokens, rows + 1, batch_tokens, threads)
         self._memory = self._lib.llama_get_memory(self._context)
-        self._free, self._scoring = list(range(rows)), rows
+        if self._memory is None or self._lib.llama_model_has_encoder(model):
+            self.close()
+            raise UserError(
+                "the GGUF file holds an encoder", "it does not continue texts", "take a causal language model, such as a Llama"
+            )
+        self._sequences, self._scoring = Sequences(self._lib, self._memory, rows), rows
         self._rows: list[_Row] = []
         self._waiting: deque[_Row] = deque()
         self._stop = frozenset(token for token in range(self.vocab_size) if self._lib.llama_vocab_is_eog(self.vocab, token))
@@ -87,17 +95,14 @@ class Rows:
 
     def _leave(self, row: _Row) -> None:
         self._rows.remove(row)
-        self._lib.llama_memory_seq_rm(self._memory, row.sequence, -1, -1)
-        self._free.append(row.sequence)
+        self._sequences.free.append(row.sequence)
 
     def step(self) -> list[Step]:
         """One token for every row whose prompt is in; the rest of the batch takes prompts, a long one over several steps."""
-        while self._waiting and self._free:
-            row = self._waiting.popleft()
-            row.sequence = self._free.pop()
-            self._rows.append(row)
+        self._enter()
         used, ready = 0, list[tuple[_Row, int]]()
-        for row in sorted(self._rows, key=lambda row: len(row.pending) > 1):  # rows under way before prompts
+        # Rows under way before prompts; and by sequence, since llama.cpp cuts a batch where their numbers do not go up.
+        for row in sorted(self._rows, key=lambda row: (len(row.pending) > 1, row.sequence)):
             row.fed = min(len(row.pending), self._batch_tokens - used)
             if row.fed:
                 whole = row.fed == len(row.pending)
@@ -111,8 +116,25 @@ class Rows:
         self._decode(used)
         for row in self._rows:
             row.at += row.fed
+            self._sequences.held[row.sequence] += row.pending[: row.fed]
             del row.pending[: row.fed]
         return self._choose(ready) if ready else []
+
+    def _enter(self) -> None:
+        """Give waiting requests a sequence; one whose prompt begins like one that is being computed waits to copy that."""
+        held = self._sequences.held
+        for row in list(self._waiting):
+            if not self._sequences.free:
+                return
+            coming = {other.sequence: held[other.sequence] + other.pending for other in self._rows if len(other.pending) > 1}
+            known = max((common(one, row.pending) for number, one in enumerate(held) if number not in coming), default=0)
+            soon = {number: common(prompt, row.pending) for number, prompt in coming.items()}
+            if any(shared >= known + WORTH_TOKENS and shared > len(held[number]) for number, shared in soon.items()):
+                continue
+            self._waiting.remove(row)
+            row.sequence, row.at = self._sequences.take(row.pending)
+            del row.pending[: row.at]
+            self._rows.append(row)
 
     def _choose(self, ready: list[tuple[_Row, int]]) -> list[Step]:
         dials = [row.dial() for row, _ in ready]
@@ -129,17 +151,46 @@ class Rows:
         return [self._score(list(sequence)) for sequence in tokens]
 
     def _score(self, tokens: list[int]) -> list[float]:
+        import numpy as np
+
         found: list[float] = []
-        size = max(1, min(self._batch_tokens, _LOGIT_BYTES // (4 * self.vocab_size)))
         try:
-            for start in range(0, len(tokens) - 1, size):
-                part = tokens[start : min(start + size, len(tokens) - 1)]
-                self._fill(0, part, start, self._scoring)
-                self._out[: len(part)] = 1
-                self._decode(len(part))
-                found += logps(self._logits(range(len(part))), tokens[start + 1 : start + 1 + len(part)])
+            for start, part in self._parts(tokens[:-1]):
+                found += logps(np.stack(self._logits(range(len(part)))), tokens[start + 1 : start + 1 + len(part)])
         finally:
             self._lib.llama_memory_seq_rm(self._memory, self._scoring, -1, -1)
+        return found
+
+    def _parts(self, tokens: list[int]) -> Iterator[tuple[int, list[int]]]:
+        """Give the model a text of its own, part by part: where a part begins, and its tokens, all of which have an output."""
+        size = max(1, min(self._batch_tokens, _LOGIT_BYTES // (4 * self.vocab_size)))
+        for start in range(0, len(tokens), size):
+            part = tokens[start : start + size]
+            self._fill(0, part, start, self._scoring)
+            self._out[: len(part)] = 1
+            self._decode(len(part))
+            yield start, part
+
+    def embed(self, tokens: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Of each sequence, the mean of its last hidden states, of length 1."""
+        self._lib.llama_set_embeddings(self._context, True)
+        try:
+            return [self._embed(list(sequence)) for sequence in tokens]
+        finally:
+            self._lib.llama_set_embeddings(self._context, False)
+
+    def _embed(self, tokens: list[int]) -> list[float]:
+        import numpy as np
+
+        total_E = np.zeros(self._lib.llama_model_n_embd(self._model))
+        try:
+            for _, part in self._parts(tokens):
+                for place in range(len(part)):
+                    hidden = self._lib.llama_get_embeddings_ith(self._context, place)
+                    total_E += np.ctypeslib.as_array(hidden, shape=total_E.shape)
+        finally:
+            self._lib.llama_memory_seq_rm(self._memory, self._scoring, -1, -1)
+        found: list[float] = (total_E / np.linalg.norm(total_E)).tolist()
         return found
 
     def _fill(self, start: int, tokens: list[int], at: int, sequence: int) -> None:
@@ -167,16 +218,14 @@ class Rows:
                 "lower `max_batch` or `context`",
             )
 
-    def _logits(self, places: Sequence[int]) -> Any:
-        """[R, V], copied: llama.cpp writes over it in the next step."""
+    def _logits(self, places: Sequence[int]) -> list[Any]:
+        """[V] each, llama.cpp's own memory: it writes over it in the next step."""
         import numpy as np
 
-        return np.stack(
-            [
-                np.ctypeslib.as_array(self._lib.llama_get_logits_ith(self._context, place), shape=(self.vocab_size,))
-                for place in places
-            ]
-        )
+        return [
+            np.ctypeslib.as_array(self._lib.llama_get_logits_ith(self._context, place), shape=(self.vocab_size,))
+            for place in places
+        ]
 
     def close(self) -> None:
         self._lib.llama_free(self._context)

@@ -13,7 +13,7 @@ from concurrent.futures import Future
 from typing import Any, Protocol
 
 from modelwright.core.errors import UserError
-from modelwright.methods.engines import Completion, Delta, Request, Rule, Top
+from modelwright.methods.engines import Completion, Delta, Pushed, Request, Rule, Top
 from modelwright.methods.engines._text import Pieces, Stops
 
 
@@ -24,19 +24,20 @@ class Decoder(Protocol):
     def busy(self) -> bool: ...
     def add(self, key: int, request: Request, max_tokens: int, rule: Rule | None) -> None: ...
     def cancel(self, key: int) -> None: ...
-    def step(self) -> Sequence[tuple[int, int, float, str | None, Top]]:
-        """(key, token, log-probability, `stop` or `length` or None, likeliest tokens) of rows under way, of one row in order."""
+    def step(self) -> Sequence[tuple[Any, ...]]:
+        """(key, token, log-probability, `stop` or `length` or None, likeliest tokens) of rows under way, of one row in order; and
+        how many tokens were proposed and accepted, where some were."""
         ...
 
     def score(self, tokens: Sequence[Sequence[int]]) -> list[list[float]]: ...
     def close(self) -> None: ...
 
 
-class Answer:
+class Answer(Pushed):
     """A request under way; what `Engine.submit` returns."""
 
-    def __init__(self, worker: Worker, key: int, request: Request, pieces: Pieces, quiet: bool) -> None:
-        self.key, self.request, self._worker = key, request, worker
+    def __init__(self, worker: Worker, key: int, request: Request, pieces: Pieces, rule: Rule | None, quiet: bool) -> None:
+        self.key, self.request, self.rule, self._worker = key, request, rule, worker
         self._pieces, self._stops = pieces, Stops(request.sampling.stop)
         self._quiet = quiet
         """Nobody reads before the end: one delta with everything in it."""
@@ -44,7 +45,9 @@ class Answer:
         self._logprobs: list[float] = []
         self._top: list[Top] = []
         self._text = ""
+        self._proposed = self._accepted = 0
         self._out: queue.SimpleQueue[Delta | BaseException] = queue.SimpleQueue()
+        self._put: Callable[[Delta | BaseException], None] = self._out.put
         self._ended = threading.Event()
         self._read = False
 
@@ -59,6 +62,14 @@ class Answer:
         finally:
             self.cancel()
 
+    def listen(self, take: Callable[[Delta | BaseException], None]) -> None:
+        def begin() -> None:
+            while not self._out.empty():
+                take(self._out.get())
+            self._put = take
+
+        self._worker.post(begin)
+
     def cancel(self) -> None:
         if not self._ended.is_set():
             self._worker.post(lambda: self._worker.cancelled(self))
@@ -66,20 +77,27 @@ class Answer:
     def completion(self) -> Completion:
         """Wait for the end and put the pieces together."""
         text, tokens, logprobs, top, finish = [], list[int](), list[float](), list[Top](), ""
+        proposed = accepted = 0
         for piece in self:
             text.append(piece.text)
             tokens += piece.tokens
             logprobs += piece.logprobs
             top += piece.top
             finish = piece.finish or ""
-        return Completion("".join(text), tuple(tokens), tuple(logprobs), finish, len(self.request.tokens), tuple(top))
+            proposed, accepted = proposed + piece.proposed, accepted + piece.accepted
+        prompt = len(self.request.tokens)
+        return Completion(
+            "".join(text), tuple(tokens), tuple(logprobs), finish, prompt, tuple(top), proposed=proposed, accepted=accepted
+        )
 
     # below: called by the worker's thread
 
-    def push(self, token: int, logprob: float, finish: str | None, top: Top) -> str | None:
+    def push(self, token: int, logprob: float, finish: str | None, top: Top, proposed: int = 0, accepted: int = 0) -> str | None:
         """Take a token; returns how the answer ended, None while it goes on."""
+        self._proposed, self._accepted = self._proposed + proposed, self._accepted + accepted
         self._tokens.append(token)
-        self._logprobs.append(logprob)
+        if self.request.sampling.logprobs:
+            self._logprobs.append(logprob)
         if self.request.sampling.top_logprobs:
             self._top.append(top)
         if self._quiet and not self.request.sampling.stop:
@@ -109,13 +127,15 @@ class Answer:
 
     def fail(self, error: BaseException) -> None:
         self._ended.set()
-        self._out.put(error)
+        self._put(error)
 
     def _send(self, finish: str | None) -> None:
         if finish is not None:
             self._ended.set()
-        self._out.put(Delta(self._text, tuple(self._tokens), tuple(self._logprobs), finish, tuple(self._top)))
+        told = (self._text, tuple(self._tokens), tuple(self._logprobs), finish, tuple(self._top))
+        self._put(Delta(*told, proposed=self._proposed, accepted=self._accepted))
         self._text, self._tokens, self._logprobs, self._top = "", [], [], []
+        self._proposed = self._accepted = 0
 
 
 class Worker:
@@ -136,8 +156,8 @@ class Worker:
     def submit(self, request: Request, max_tokens: int, pieces: Pieces, rule: Rule | None = None, quiet: bool = False) -> Answer:
         with self._lock:
             self._keys += 1
-            answer = Answer(self, self._keys, request, pieces, quiet)
-        self.post(lambda: self._start(answer, max_tokens, rule))
+            answer = Answer(self, self._keys, request, pieces, rule, quiet)
+        self.post(lambda: self._start(answer, max_tokens))
         return answer
 
     def score(self, tokens: Sequence[Sequence[int]]) -> list[list[float]]:
@@ -206,19 +226,28 @@ class Worker:
             task()
 
     def _step(self) -> None:
-        for key, token, logprob, finish, top in self._decoder.step():
+        for key, token, logprob, finish, top, *counts in self._decoder.step():
             answer = self._live.get(key)
             if answer is None:
                 continue
-            ended = answer.push(token, logprob, finish, top)
+            if answer.rule is not None and answer.rule.trouble is not None:  # only this answer fails
+                del self._live[key]
+                self._decoder.cancel(key)
+                answer.fail(answer.rule.trouble)
+                continue
+            ended = answer.push(token, logprob, finish, top, *counts)
             if ended is not None:
                 del self._live[key]
                 if finish is None:  # a stop string: the decoder does not know
                     self._decoder.cancel(key)
 
-    def _start(self, answer: Answer, max_tokens: int, rule: Rule | None) -> None:
-        self._live[answer.key] = answer
-        self._decoder.add(answer.key, answer.request, max_tokens, rule)
+    def _start(self, answer: Answer, max_tokens: int) -> None:
+        try:
+            self._decoder.add(answer.key, answer.request, max_tokens, answer.rule)
+        except Exception as error:
+            answer.fail(error)
+        else:
+            self._live[answer.key] = answer
 
     def cancelled(self, answer: Answer) -> None:
         if self._live.pop(answer.key, None) is not None:

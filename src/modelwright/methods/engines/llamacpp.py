@@ -7,25 +7,31 @@ Its C interface is used, not its HTTP server: the server gives no log-probabilit
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from modelwright.core.errors import UserError
 from modelwright.core.spec import Advice, Runtime
 from modelwright.methods.engines import EngineSpec
+from modelwright.methods.engines._grammar import words_of_bytes
 from modelwright.methods.engines._opened import Opened
 from modelwright.methods.engines._text import BytePieces
 from modelwright.methods.engines._threads import threads
-from modelwright.methods.engines._worker import Worker
+from modelwright.methods.engines._worker import Worker, room
 
 
 class LlamaCpp(EngineSpec):
     """GGUF models by llama.cpp, in this process."""
 
     extra: ClassVar[str] = "llamacpp"
+    lacks: ClassVar[Mapping[str, str]] = {
+        "branch": "llama.cpp's memory is not forked here: take `engine: native`",
+        "adapters": "llama.cpp sets adapters for all rows at once: take `engine: native`, or merge the adapter into the model",
+        "speculate": "llama.cpp's drafts are not used here: take `engine: native`",
+    }
     advice: ClassVar[Advice] = Advice(
         "one or a few people chat on a CPU, memory is small, or you want the answers that Ollama will give",
         "many questions at once or a GPU: then `native`, which also opens models without an export",
@@ -36,8 +42,8 @@ class LlamaCpp(EngineSpec):
     """Longest prompt and answer together, in tokens; the model's own limit where that is lower. More: memory grows with
     it. Default: Ollama's."""
     max_batch: Annotated[int, Runtime] = Field(8, ge=1, le=255, examples=[2])
-    """Answers decoded together; each reserves memory for `context` tokens. Default: throughput on a CPU grows little
-    beyond 8."""
+    """Answers decoded together; each reserves memory for `context` tokens, and leaves what it holds to prompts that begin the
+    same. Default: throughput on a CPU grows little beyond 8."""
     prefill_tokens: Annotated[int, Runtime] = Field(512, ge=32, le=2048, examples=[64])
     """Tokens given to the model in one step. More: prompts are read faster, answers under way wait longer. Default:
     llama.cpp's `n_ubatch`."""
@@ -82,13 +88,19 @@ class _LlamaCpp(Opened):
         self._vocab = c.library().llama_model_get_vocab(model)
         template = (c.library().llama_model_chat_template(model, None) or b"").decode("utf-8")
         bos, eos = (self._text(find(self._vocab)) for find in (c.library().llama_vocab_bos, c.library().llama_vocab_eos))
-        count, control = c.library().llama_vocab_n_tokens(self._vocab), c.library().llama_vocab_is_control
-        special = [self._text(token) for token in range(count) if control(self._vocab, token)]
-        super().__init__(path, template, (bos, eos), special)
+        self.vocabulary, control = c.library().llama_vocab_n_tokens(self._vocab), c.library().llama_vocab_is_control
+        self._control = [token for token in range(self.vocabulary) if control(self._vocab, token)]
+        super().__init__(path, template, (bos, eos), [self._text(token) for token in self._control])
+        if c.meta(model, f"{c.meta(model, 'general.architecture')}.pooling_type") is None:  # else it has a way of its own
+            self.capabilities |= {"embed"}
         self._bytes: dict[int, bytes] = {}
-        self._worker = Worker(
-            lambda: Rows(model, self.context, spec.max_batch, spec.prefill_tokens, threads(spec.threads)), "llamacpp-engine"
-        )
+        self._rows: Rows
+
+        def make() -> Rows:
+            self._rows = Rows(model, self.context, spec.max_batch, spec.prefill_tokens, threads(spec.threads))
+            return self._rows
+
+        self._worker = Worker(make, "llamacpp-engine")
 
     def _text(self, token: int) -> str:
         if token < 0:  # the model has none
@@ -108,6 +120,20 @@ class _LlamaCpp(Opened):
 
     def _tokens(self, text: str, special: bool) -> list[int]:
         return self._c.tokenize(self._vocab, text, add_special=False, parse_special=special)
+
+    def embed(self, tokens: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Of each sequence, the mean of its last hidden states, of length 1."""
+        for sequence in tokens:
+            room(sequence[:-1] or sequence, 1, self.context)
+        found: list[list[float]] = self._worker.call(lambda: self._rows.embed(tokens))
+        return found
+
+    def _words(self) -> Any:
+        vocab, ending = self._vocab, self._c.library().llama_vocab_is_eog
+        tokens = range(self.vocabulary)
+        ends = [token for token in tokens if ending(vocab, token)]
+        pieces = [self._c.piece(vocab, token) for token in tokens]
+        return words_of_bytes(pieces, self._control, ends, lambda text: self._tokens(text, special=False))
 
     def _pieces(self) -> BytePieces:
         return BytePieces(self._piece)

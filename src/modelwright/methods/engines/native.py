@@ -1,6 +1,7 @@
 """Native: transformers' models under our own batched decoding. Opens any causal language model folder; the exact reference.
 
-Source: continuous batching, Yu et al. 2022, "Orca", OSDI; the decoding itself is in `modelwright.nn.generate`.
+Source: continuous batching, Yu et al. 2022, "Orca", OSDI; the decoding itself is in `modelwright.nn.generate`, shared
+beginnings in `modelwright.nn.attend`, speculation in `modelwright.nn.speculate`, adapters in `modelwright.nn.adapters`.
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ from pydantic import Field
 
 from modelwright.core.errors import UserError
 from modelwright.core.spec import Advice, Runtime
-from modelwright.methods.engines import EngineSpec, Request, Rule
+from modelwright.methods.engines import EngineSpec, Request, Rule, Speculate
+from modelwright.methods.engines._branches import WorkerBranches
+from modelwright.methods.engines._grammar import refusal, words_of_fast
 from modelwright.methods.engines._opened import Opened
 from modelwright.methods.engines._text import DecodedPieces
 from modelwright.methods.engines._threads import threads
-from modelwright.methods.engines._worker import Worker
+from modelwright.methods.engines._worker import Worker, room
 from modelwright.methods.templates import marks, special_tokens
 
 
@@ -32,13 +35,22 @@ class Native(EngineSpec):
     )
 
     kind: Literal["native"] = "native"
-    precision: Literal["fp32", "bf16"] = Field("fp32", examples=["bf16"])
+    precision: Literal["fp32", "bf16", "auto"] = Field("fp32", examples=["bf16"])
     """Type of weights and products. fp32: exactly the trained model. bf16: half the memory; faster on a GPU and on processors
     with bf16 instructions (avx512_bf16, AMX), 2 to 3 times slower on others; answers may differ in a few tokens of a
-    thousand. Default: exact before small (transformers' own bf16 cache differs from its full forward pass)."""
+    thousand. auto: bf16 where products in it are measured to be faster on this machine, else fp32. Default: exact before
+    small (transformers' own bf16 cache differs from its full forward pass)."""
     max_batch: Annotated[int, Runtime] = Field(32, ge=1, le=1024, examples=[4])
     """Answers decoded together. More: higher throughput, more memory, a slower step. Default: on 2 cores the throughput
     of small models stops growing between 32 and 64."""
+    prefill_tokens: Annotated[int, Runtime] = Field(512, ge=1, examples=[8])
+    """Tokens of prompts taken in one step; a longer prompt enters in pieces, beside the answers under way. More: prompts are
+    cheaper, and the next token of those who already read comes later. Default: about a second of 2 cores with a model of 135
+    million weights; the products of larger pieces are hardly faster."""
+    keep_mb: Annotated[int, Runtime] = Field(256, ge=0, examples=[0])
+    """Megabytes of key/value memory kept of answers that are done, for prompts that begin as they do (a chat's next turn, the
+    same instructions). More: more of them are at hand; the least recently used goes. Default: some thousand tokens of a small
+    model."""
     threads: Annotated[int, Runtime] = Field(0, ge=0, examples=[1])
     """Processor threads; 0: all that this process may use. On a machine that does other work too, fewer are faster."""
     device: Annotated[Literal["auto", "cpu", "cuda"], Runtime] = Field("auto", examples=["cpu"])
@@ -63,7 +75,9 @@ class _Native(Opened):
         from modelwright.nn.model import load_tokenizer
 
         self.tokenizer = load_tokenizer(folder)
-        super().__init__(folder, chat_template(self.tokenizer), marks(self.tokenizer), special_tokens(self.tokenizer))
+        special = special_tokens(self.tokenizer)
+        super().__init__(folder, chat_template(self.tokenizer), marks(self.tokenizer), special, refusal(self.tokenizer))
+        self.capabilities |= {"branch", "adapters", "embed", "speculate"}
         self._lock = threading.Lock()  # transformers changes a tokenizer's settings while it encodes
         self.context = 0
         self.why = ""
@@ -76,6 +90,7 @@ class _Native(Opened):
 
         from modelwright.nn.generate import Decoder, end_tokens
         from modelwright.nn.model import load
+        from modelwright.nn.precision import fast_bf16
 
         torch.set_num_threads(threads(spec.threads))
         device = ("cuda" if torch.cuda.is_available() else "cpu") if spec.device == "auto" else spec.device
@@ -83,18 +98,21 @@ class _Native(Opened):
             raise UserError(
                 "the engine was told to use a GPU and PyTorch sees none", "no driver, or a CPU build of PyTorch", "device: auto"
             )
-        model, _ = load(folder, torch.bfloat16 if spec.precision == "bf16" else torch.float32)
+        bf16 = spec.precision == "bf16" or (spec.precision == "auto" and fast_bf16(torch.device(device))[0])
+        model, _ = load(folder, torch.bfloat16 if bf16 else torch.float32)
         model.to(device)
         self._stop = end_tokens(self.tokenizer, model.generation_config.eos_token_id, model.config.eos_token_id)
+        self.vocabulary = int(model.get_input_embeddings().weight.shape[0])
         # a model without positions to run out of (a recurrent one) is held to what its tokenizer says, or to 32768
         self.context = int(
             model.config.to_dict().get("max_position_embeddings")
             or model.config.to_dict().get("n_positions")
             or min(self.tokenizer.model_max_length, 32768)
         )
-        decoder = Decoder(model, self._stop, spec.max_batch)
+        decoder = Decoder(model, self._stop, spec.max_batch, spec.prefill_tokens, spec.keep_mb * 2**20)
         self.why = decoder.why
-        return _Rows(decoder)
+        self._rows = _Rows(decoder, self.tokenizer)
+        return self._rows
 
     def encode(self, text: str) -> list[int]:
         with self._lock:
@@ -115,24 +133,98 @@ class _Native(Opened):
             )
         return tokens
 
+    def _words(self) -> Any:
+        return words_of_fast(self.tokenizer, self._stop)
+
     def _pieces(self) -> DecodedPieces:
         return DecodedPieces(self.decode)
+
+    def embed(self, tokens: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Of each sequence, the mean of its last hidden states, of length 1."""
+        for sequence in tokens:
+            room(sequence[:-1] or sequence, 1, self.context)
+        found: list[list[float]] = self._worker.call(lambda: self._rows.decoder.embed(tokens))
+        return found
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """Names that requests may give."""
+        return tuple(self._rows.adapters)
+
+    def load_adapter(self, name: str, folder: Path | str) -> None:
+        """A LoRA in PEFT's layout. It takes the place of one that has the name; answers under way keep theirs."""
+        from modelwright.nn.adapters import read
+
+        self._rows.adapters[name] = read(name, Path(folder), self._rows.decoder.model)
+
+    def unload_adapter(self, name: str) -> None:
+        """Forget an adapter; answers under way keep it to their end."""
+        if self._rows.adapters.pop(name, None) is None:
+            raise UserError(
+                f"there is no adapter {name!r}", f"there are: {', '.join(self.adapters) or 'none'}", "name one of these"
+            )
+
+    def branches(self, request: Request, hidden: bool = False) -> WorkerBranches:
+        """See `modelwright.methods.engines.Branching`."""
+        rule, adapter = self._rule(request), self._rows.adapter(request)
+
+        def make() -> Any:
+            return self._rows.decoder.search(request.tokens, adapter, hidden)
+
+        return WorkerBranches(self._worker, make, self._stop, rule)
 
 
 class _Rows:
     """Requests as `modelwright.nn.generate` takes them."""
 
-    def __init__(self, decoder: Any) -> None:
-        self._decoder = decoder
+    def __init__(self, decoder: Any, tokenizer: Any) -> None:
+        self.decoder, self._tokenizer = decoder, tokenizer
         self.cancel, self.step, self.score, self.close = decoder.cancel, decoder.step, decoder.score, decoder.close
+        self.adapters: dict[str, Any] = {}
+        self._proposers: dict[Any, Any] = {}
+        """By what was asked; one serves all rows that ask for the same."""
 
     @property
     def busy(self) -> bool:
-        return bool(self._decoder.busy)
+        return bool(self.decoder.busy)
 
     def add(self, key: int, request: Request, max_tokens: int, rule: Rule | None) -> None:
         from modelwright.nn.sample import Draw
+        from modelwright.nn.speculate import Proposal
 
-        asked = request.sampling
+        asked, adapter = request.sampling, self.adapter(request)
+        proposal = None
+        if (how := request.speculate) is not None:
+            if min(how.tokens, how.ngram) < 1:
+                raise UserError(
+                    f"speculation with {how.tokens} tokens by {how.ngram}",
+                    "both are at least one",
+                    "leave them out, or give more",
+                )
+            shape = how._replace(tokens=0)
+            if shape not in self._proposers:
+                self._proposers[shape] = self._proposer(how)
+            proposal = Proposal(self._proposers[shape], how.tokens)
         draw = Draw(asked.temperature, asked.top_p, asked.top_k, asked.seed, rule, asked.top_logprobs)
-        self._decoder.add(key, request.tokens, max_tokens, draw)
+        self.decoder.add(key, request.tokens, max_tokens, draw, adapter, proposal)
+
+    def adapter(self, request: Request) -> Any:
+        """The adapter that a request names; None for the model alone."""
+        if request.adapter and request.adapter not in self.adapters:
+            raise UserError(
+                f"there is no adapter {request.adapter!r}",
+                f"there are: {', '.join(self.adapters) or 'none'}",
+                "load it first, or ask without it",
+            )
+        return self.adapters.get(request.adapter)
+
+    def _proposer(self, how: Speculate) -> Any:
+        from modelwright.nn import speculate
+
+        if how.kind == "lookup":
+            return speculate.Lookup(how.ngram)
+        if how.kind == "layer_skip":
+            return speculate.layer_skip(self.decoder.runner, how.layers)
+        if how.model is None:
+            raise UserError("no draft model is named", "`speculate` says `draft` without `model`", "name a folder")
+        return speculate.draft(self.decoder.runner, self._tokenizer, how.model)

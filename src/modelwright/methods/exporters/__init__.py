@@ -12,6 +12,10 @@ from modelwright.core.stage import Shape
 EXPORTERS = Kinds(__name__, f"{__name__}:Exporter")
 
 
+WRITE_BYTES_PER_S = 60e6
+"""Of float32 weights that are read, turned and written on one core of a 2020s server."""
+
+
 class Evidence(NamedTuple):
     """What an export is proved on."""
 
@@ -27,6 +31,14 @@ class Exporter(Spec):
     def bytes_on_disk(self, shape: Shape) -> float:
         """Size of what it writes for a model of this shape, for estimates."""
         raise NotImplementedError
+
+    def remark(self, shape: Shape) -> str:
+        """What a user should know before a model of this shape is written so; '' for nothing."""
+        return ""
+
+    def write_seconds(self, weights_bytes: float, cores: int) -> float:
+        """To write a model of so many bytes of float32 weights, for estimates."""
+        return weights_bytes / WRITE_BYTES_PER_S
 
     def write(self, model: Path, out: Path, log: Log) -> dict[str, Any]:
         """`model`: a Hugging Face folder. Writes under `out`; returns what it measured."""

@@ -1,14 +1,12 @@
-"""A Hugging Face model folder as GGUF reads it: tensor names, header values, vocabulary. Nothing is written here.
+"""A Hugging Face model folder as GGUF reads it: what it is, header values, vocabulary. Nothing is written here.
 
-Source: the GGUF specification, https://github.com/ggml-org/ggml/blob/master/docs/gguf.md (header keys, tensor names), and
-llama.cpp's `llama` architecture, which turns neighbouring pairs of a head's values where transformers turns halves: rows
-of the query and key weights are put in that order (Su et al. 2021, RoFormer, arXiv:2104.09864, equation 34).
+Source: the GGUF specification, https://github.com/ggml-org/ggml/blob/master/docs/gguf.md (header keys), and what llama.cpp's
+architectures compute (`src/models/*.cpp`); a model that has more than that is refused.
 """
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,26 +14,22 @@ from typing import Any, NamedTuple
 from modelwright.core.errors import UserError
 from modelwright.methods.exporters import _pre
 
-_ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
+_ARCHITECTURES = {
+    "llama": "llama",
+    "mistral": "llama",
+    "mixtral": "llama",
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
+    "qwen3_moe": "qwen3moe",
+    "olmoe": "olmoe",
+    "gemma3_text": "gemma3",
+}
 """model_type -> llama.cpp's architecture."""
-_BLOCK = {
-    "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "ffn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "self_attn.q_norm": "attn_q_norm",
-    "self_attn.k_norm": "attn_k_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
+_OTHERS = {
+    "t5": "llama.cpp runs an encoder-decoder in two passes, which no engine here does, so nothing could prove the file",
+    **dict.fromkeys(("bert", "modernbert"), "it fills gaps and does not go on with a text, so nothing here could prove the file"),
 }
-_TOP = {
-    "model.embed_tokens.weight": "token_embd.weight",
-    "model.norm.weight": "output_norm.weight",
-    "lm_head.weight": "output.weight",
-}
+"""model_type -> why not."""
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
 """`llama_token_type`."""
 
@@ -56,6 +50,8 @@ class Source(NamedTuple):
     head_width: int
     rope_theta: float
     rope: dict[str, Any]
+    local_theta: float | None
+    """Base of the rotary frequencies of layers that see a window only; None where there are none."""
 
 
 def open_source(folder: Path) -> Source:
@@ -65,34 +61,77 @@ def open_source(folder: Path) -> Source:
     if kind not in _ARCHITECTURES:
         raise UserError(
             f"a model of type {kind!r} cannot be written to GGUF here",
-            f"supported: {', '.join(_ARCHITECTURES)}",
+            _OTHERS.get(kind, f"supported: {', '.join(_ARCHITECTURES)}"),
             "llama.cpp's own convert_hf_to_gguf.py knows more architectures",
         )
-    if config.get("hidden_act", "silu") != "silu":
-        raise UserError(
-            f"llama.cpp computes silu, this model {config['hidden_act']}", "hidden_act in config.json", "use a model with silu"
-        )
-    if config.get("sliding_window") is not None and (kind == "mistral" or config.get("use_sliding_window")):
-        raise UserError(
-            "the model's attention has a window, which llama.cpp's architecture of this name does not compute",
-            f"sliding_window: {config['sliding_window']} in config.json",
-            "use a model with full attention",
-        )
+    for wrong, what in _differences(kind, config):
+        if wrong:
+            raise UserError(
+                f"llama.cpp's {_ARCHITECTURES[kind]} does not compute what this model does",
+                f"{what}, in config.json",
+                "use a model without it, or `format: safetensors`",
+            )
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    local = None
+    if kind == "gemma3_text":
+        nested = "full_attention" in rope
+        local = float(rope["sliding_attention"]["rope_theta"] if nested else config.get("rope_local_base_freq", 10000.0))
+        rope = rope["full_attention"] if nested else rope
     scaling = rope.get("rope_type", rope.get("type", "default"))
     if scaling not in ("default", "linear", "llama3"):
         raise UserError(
             f"rotary positions of type {scaling!r} cannot be written to GGUF here", "supported: default, linear, llama3"
         )
-    heads = config["num_attention_heads"]
     return Source(
         folder,
         config,
         _ARCHITECTURES[kind],
-        config.get("head_dim") or config["hidden_size"] // heads,
+        config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"],
         float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0),
         {**rope, "rope_type": scaling},
+        local,
     )
+
+
+def _differences(kind: str, config: dict[str, Any]) -> Iterator[tuple[bool, str]]:
+    """Whether the model has each thing that llama.cpp's architecture of this name leaves out, and its name."""
+    gemma, moe = kind == "gemma3_text", kind in ("qwen3_moe", "olmoe")
+    name, wanted = ("hidden_activation", "gelu_pytorch_tanh") if gemma else ("hidden_act", "silu")
+    yield config.get(name, wanted) != wanted, f"{name}: {config.get(name)} where llama.cpp computes {wanted}"
+    windowed = config.get("use_sliding_window") or kind in ("mistral", "mixtral")
+    yield not gemma and windowed and config.get("sliding_window") is not None, f"sliding_window: {config.get('sliding_window')}"
+    if gemma:
+        yield period(config) is None, f"layer_types: {config.get('layer_types')}, which do not repeat"
+        scale, head = config.get("query_pre_attn_scalar"), config.get("head_dim")
+        yield scale not in (None, head), f"query_pre_attn_scalar: {scale} where heads are {head} wide"
+        for cap in ("attn_logit_softcapping", "final_logit_softcapping", "use_bidirectional_attention"):
+            yield bool(config.get(cap)), f"{cap}: {config.get(cap)}"
+    if moe:
+        normed = bool(config.get("norm_topk_prob"))
+        yield normed != (kind == "qwen3_moe"), f"norm_topk_prob: {normed} (do experts' shares sum to 1)"
+        yield bool(config.get("mlp_only_layers")), f"mlp_only_layers: {config.get('mlp_only_layers')}"
+        yield config.get("decoder_sparse_step", 1) != 1, f"decoder_sparse_step: {config.get('decoder_sparse_step')}"
+        yield kind == "olmoe" and bool(config.get("tie_word_embeddings")), "tie_word_embeddings: True"
+        yield config.get("clip_qkv") is not None, f"clip_qkv: {config.get('clip_qkv')}"
+
+
+def key_heads(config: dict[str, Any]) -> int:
+    return int(config.get("num_key_value_heads") or config["num_attention_heads"])
+
+
+def experts(config: dict[str, Any]) -> int:
+    """MLPs of a layer among which a router chooses; 0: there is no router."""
+    return int(config.get("num_local_experts") or config.get("num_experts") or 0)
+
+
+def period(config: dict[str, Any]) -> int | None:
+    """Every how many layers one sees everything; None where they follow no such rule."""
+    kinds = config.get("layer_types")
+    if not kinds:
+        return int(config.get("sliding_window_pattern") or config.get("_sliding_window_pattern") or 6)
+    every = kinds.index("full_attention") + 1 if "full_attention" in kinds else len(kinds) + 1
+    fits = all((kind == "full_attention") == ((layer + 1) % every == 0) for layer, kind in enumerate(kinds))
+    return every if fits else None
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -119,7 +158,7 @@ def header(source: Source) -> dict[str, int | float | str]:
         "block_count": config["num_hidden_layers"],
         "feed_forward_length": config["intermediate_size"],
         "attention.head_count": config["num_attention_heads"],
-        "attention.head_count_kv": config.get("num_key_value_heads") or config["num_attention_heads"],
+        "attention.head_count_kv": key_heads(config),
         "attention.layer_norm_rms_epsilon": float(config["rms_norm_eps"]),
         "attention.key_length": source.head_width,
         "attention.value_length": source.head_width,
@@ -127,6 +166,18 @@ def header(source: Source) -> dict[str, int | float | str]:
         "rope.freq_base": source.rope_theta,
         "vocab_size": config["vocab_size"],
     }
+    if count := experts(config):
+        values |= {"expert_count": count, "expert_used_count": config["num_experts_per_tok"]}
+        if width := config.get("moe_intermediate_size"):
+            values["expert_feed_forward_length"] = width
+    if source.local_theta is not None:
+        every = period(config)
+        assert every is not None, "open_source refuses layers without a rule"
+        values |= {
+            "attention.sliding_window": config["sliding_window"],
+            "attention.sliding_window_pattern": every,
+            "rope.freq_base_swa": source.local_theta,
+        }
     if source.rope["rope_type"] == "linear":
         values |= {"rope.scaling.type": "linear", "rope.scaling.factor": float(source.rope["factor"])}
     return {f"{arch}.{key}": value for key, value in values.items()}
@@ -163,115 +214,3 @@ def vocabulary(source: Source, tokenizer: Any) -> Vocabulary:
     texts, types = zip(*(tokens.get(index, (f"[UNUSED{index}]", UNUSED)) for index in range(size)), strict=True)
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in tree["model"]["merges"]]
     return Vocabulary(list(texts), list(types), merges, pre)
-
-
-class Tensor(NamedTuple):
-    """One tensor of the folder: where it is and what it is called in GGUF."""
-
-    name: str
-    file: Path
-    key: str
-    shape: tuple[int, ...]
-
-
-def tensors(source: Source) -> list[Tensor]:
-    """Every tensor in the order of the file, from the headers alone."""
-    from safetensors import SafetensorError, safe_open
-
-    found = []
-    tied = source.config.get("tie_word_embeddings", False)
-    for file in sorted(source.folder.glob("*.safetensors")):
-        try:
-            with safe_open(file, framework="pt") as opened:
-                for key in opened.keys():
-                    if key == "lm_head.weight" and tied:
-                        continue  # llama.cpp uses the embedding where there is no output tensor
-                    if key.endswith("rotary_emb.inv_freq"):
-                        continue  # computed from the header
-                    found.append(Tensor(_name(key), file, key, tuple(opened.get_slice(key).get_shape())))
-        except (SafetensorError, OSError) as error:
-            raise UserError(
-                f"{file.name} cannot be read", str(error), "copy the model again; `modelwright verify` tells whether it changed"
-            ) from None
-    names = {tensor.name for tensor in found}
-    missing = {
-        "token_embd.weight",
-        "output_norm.weight",
-        *(f"blk.{i}.attn_q.weight" for i in range(source.config["num_hidden_layers"])),
-    } - names
-    if missing or (not tied and "output.weight" not in names):
-        raise UserError(
-            "the model's folder lacks weights",
-            ", ".join(sorted(missing)[:4]) or "lm_head.weight",
-            "export a whole model; merge an adapter first",
-        )
-    return sorted(found, key=_order)
-
-
-def _name(key: str) -> str:
-    if key in _TOP:
-        return _TOP[key]
-    parts = key.split(".")
-    inner = ".".join(parts[3:-1])
-    if parts[:2] != ["model", "layers"] or inner not in _BLOCK:
-        raise UserError(
-            f"the model has a tensor {key!r} that GGUF has no place for",
-            "it is not a plain model of its type (an unmerged adapter?)",
-            "merge the adapter into the model first",
-        )
-    return f"blk.{parts[2]}.{_BLOCK[inner]}.{parts[-1]}"
-
-
-def _order(tensor: Tensor) -> tuple[int, str]:
-    parts = tensor.name.split(".")
-    return (int(parts[1]), tensor.name) if parts[0] == "blk" else (-1 if parts[0] == "token_embd" else 1 << 30, tensor.name)
-
-
-def values(source: Source, wanted: list[Tensor]) -> Iterator[tuple[Tensor, Any]]:
-    """Each tensor as a float32 array, in llama.cpp's order of rows; one at a time is in memory."""
-    import numpy as np
-    import torch
-    from safetensors import safe_open
-
-    heads = {
-        "attn_q": source.config["num_attention_heads"],
-        "attn_k": source.config.get("num_key_value_heads") or source.config["num_attention_heads"],
-    }
-    for tensor in wanted:
-        with safe_open(tensor.file, framework="pt") as opened:
-            array = opened.get_tensor(tensor.key).to(torch.float32).numpy()
-        if not np.isfinite(array).all():
-            raise UserError(
-                f"the weights of {tensor.key} hold numbers that are not finite",
-                "training diverged",
-                "train again with a lower rate",
-            )
-        part = tensor.name.split(".")[2] if tensor.name.startswith("blk.") else ""
-        if source.architecture == "llama" and part in heads:
-            array = _pairs(array, heads[part])
-        yield tensor, np.ascontiguousarray(array)
-
-
-def _pairs(array: Any, heads: int) -> Any:
-    """Rows of each head from halves (0..d/2, d/2..d) to neighbouring pairs."""
-    return array.reshape(heads, 2, array.shape[0] // heads // 2, *array.shape[1:]).swapaxes(1, 2).reshape(array.shape)
-
-
-def frequency_factors(source: Source) -> list[float] | None:
-    """Divisors of the rotary frequencies (tensor `rope_freqs`) for Llama 3.1's long contexts
-    (transformers `modeling_rope_utils.py`, rope type llama3); None where frequencies are plain."""
-    if source.rope["rope_type"] != "llama3":
-        return None
-    factor, low, high = (float(source.rope[key]) for key in ("factor", "low_freq_factor", "high_freq_factor"))
-    original = float(source.rope["original_max_position_embeddings"])
-    factors = []
-    for place in range(0, source.head_width, 2):
-        wave = 2 * math.pi * source.rope_theta ** (place / source.head_width)
-        if wave < original / high:
-            factors.append(1.0)
-        elif wave > original / low:
-            factors.append(factor)
-        else:
-            smooth = (original / wave - low) / (high - low)
-            factors.append(1 / ((1 - smooth) / factor + smooth))
-    return factors

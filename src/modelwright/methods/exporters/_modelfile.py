@@ -17,8 +17,20 @@ _MARK = "MARK"
 _ROLES = ("system", "user", "assistant")
 
 
-def modelfile(gguf: str, template: str, bos: str, eos: str, stops: list[str], context: int) -> str:
+_PARAMETERS = {
+    "temperature": "temperature",
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "min_p": "min_p",
+    "repetition_penalty": "repeat_penalty",
+}
+"""Names in `generation_config.json` -> Ollama's."""
+
+
+def modelfile(gguf: str, template: str, bos: str, eos: str, stops: list[str], context: int, settings: dict[str, Any]) -> str:
+    """`settings`: the model's `generation_config.json`; how to sample is taken from it where it says so, else Ollama decides."""
     lines = [f"FROM ./{gguf}", f"PARAMETER num_ctx {min(context, 4096)}", *(f'PARAMETER stop "{stop}"' for stop in stops)]
+    lines += [f"PARAMETER {ollama} {settings[name]}" for name, ollama in _PARAMETERS.items() if settings.get(name) is not None]
     if not template:
         return "\n".join([*lines, 'TEMPLATE """{{ .Prompt }}"""', ""])
     parts = _parts(template, bos, eos)

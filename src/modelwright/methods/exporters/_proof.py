@@ -72,10 +72,15 @@ def predictions(before: Engine, after: Engine, evidence: Evidence, answer_tokens
             "give `data` with longer rows",
         )
     one, two = before.score(rows), after.score(rows)
+    low, high = _rise_between(
+        [[a - b for a, b in zip(first, second, strict=True)] for first, second in zip(one, two, strict=True)]
+    )
     flat = [(a, b) for first, second in zip(one, two, strict=True) for a, b in zip(first, second, strict=True)]
     found: dict[str, Any] = {
         "perplexity_before": math.exp(-math.fsum(a for a, _ in flat) / len(flat)),
         "perplexity_after": math.exp(-math.fsum(b for _, b in flat) / len(flat)),
+        "perplexity_rise_low_frac": low,
+        "perplexity_rise_high_frac": high,
         "scored_tokens": len(flat),
         "cut_tokens": sum(len(tokens) - context for tokens in encoded if len(tokens) > context),
         "logprob_difference_mean": math.fsum(abs(a - b) for a, b in flat) / len(flat),
@@ -92,6 +97,18 @@ def predictions(before: Engine, after: Engine, evidence: Evidence, answer_tokens
         }
     found["prompts_left_out"] = len(evidence.prompts) - len(prompts)
     return found
+
+
+def _rise_between(losses: list[list[float]]) -> tuple[float, float]:
+    """The 95 % interval of the perplexity's rise, as fractions, from what each token of each text lost (nats). Tokens of one
+    text are not independent: the error is that of a mean over clusters (Miller 2024, arXiv:2411.00640, section 2.2), and over
+    tokens, as llama.cpp's perplexity program has it, where there is one text only."""
+    groups = losses if len(losses) > 1 else [[loss] for loss in losses[0]]
+    count = sum(map(len, losses))
+    mean = math.fsum(map(math.fsum, losses)) / count
+    spread = math.fsum((math.fsum(group) - mean * len(group)) ** 2 for group in groups)
+    error = math.sqrt(spread * len(groups) / max(1, len(groups) - 1)) / count
+    return math.expm1(mean - 1.96 * error), math.expm1(mean + 1.96 * error)
 
 
 class Limits(NamedTuple):

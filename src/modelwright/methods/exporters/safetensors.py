@@ -1,6 +1,8 @@
 """safetensors: the model's folder in Hugging Face's layout, for vLLM, transformers and the Hub, in the precision asked for.
 
-Source: https://github.com/huggingface/safetensors (the format) and transformers' `save_pretrained` (the layout).
+Source: https://github.com/huggingface/safetensors (the format) and transformers' `save_pretrained` (the layout); what
+vLLM needs beside the weights: `_servable.py`. An adapter is merged before it comes here; unmerged, it lies in PEFT's format in
+the folder `adapter` of the training that made it, for `vllm serve --enable-lora --lora-modules NAME=FOLDER`.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ _LIMITS = {"fp32": (0.0001, 0.0001), "bf16": (0.02, 0.05)}
 class Safetensors(Exporter):
     """A folder that `from_pretrained` and `vllm serve` open."""
 
+    version: ClassVar[int] = 2
     advice: ClassVar[Advice] = Advice(
         "the model goes to vLLM, transformers, the Hub, or back into a recipe",
         "it is to run under llama.cpp or Ollama: then `gguf`",
@@ -46,6 +49,8 @@ class Safetensors(Exporter):
     def write(self, model: Path, out: Path, log: Log) -> dict[str, Any]:
         import torch
 
+        from modelwright.methods.exporters import _servable
+        from modelwright.nn.generate import chat_template, end_tokens
         from modelwright.nn.model import load, save
 
         loaded, tokenizer = load(model, torch.bfloat16 if self.precision == "bf16" else torch.float32)
@@ -55,9 +60,12 @@ class Safetensors(Exporter):
                 f"the weights of {bad[0]} hold numbers that are not finite", "training diverged", "train again with a lower rate"
             )
         save(loaded, tokenizer, out)
+        _servable.both_names(out)
+        ends = end_tokens(tokenizer, loaded.config.eos_token_id, loaded.generation_config.eos_token_id)
         return {
             "precision": self.precision,
             "tensors": len(weights),
+            "serves": _servable.served(out, bool(chat_template(tokenizer)), ends),
             "bytes": sum(path.stat().st_size for path in out.glob("*.safetensors")),
         }
 

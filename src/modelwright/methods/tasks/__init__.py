@@ -127,6 +127,8 @@ class Task(Spec):
     metric: ClassVar[str] = ""
     """What the main number is called: `exact match`, `perplexity`."""
     higher_is_better: ClassVar[bool] = True
+    reference: ClassVar[bool] = True
+    """Its score needs the row's right answer. Where it does not, answers can be chosen by it (`best_of_n`)."""
 
     label: str = Field("", examples=["other"])
     """What the numbers are filed under; unset: the kind. Needed where one evaluation has a kind twice."""

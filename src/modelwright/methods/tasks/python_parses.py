@@ -30,6 +30,7 @@ class PythonParses(Task):
         "questions ask for code; choose them with `where`", "the code should also be right: parsing says nothing about that"
     )
     metric: ClassVar[str] = "code that parses"
+    reference: ClassVar[bool] = False
 
     kind: Literal["python_parses"] = "python_parses"
     max_tokens: int = Field(256, ge=1, examples=[1])

@@ -1,50 +1,16 @@
 // The chat page: one conversation, kept in memory only. Text from the model is only ever set as text, never as HTML.
+import { make } from "/markdown.js";
+import { edit, foot, newTurn, paint, point, take, watchTokens } from "/turn.js";
+
 const $ = (id) => document.getElementById(id);
 const log = $("log"), box = $("prompt"), empty = $("empty");
-let model = null, canChat = true, history = [], running = null;
+const NEEDS = { temperature: "", top_p: "", top_k: "", max_tokens: "", min_p: "rules", seed: "seed" }; // capability behind each field
+const TRIES = 5, LONGEST_WAIT_S = 60; // while the server is busy
+let models = [], model = null, turns = [], running = null;
 
-function make(tag, className, text) {
-  const node = document.createElement(tag);
-  if (className) node.className = className;
-  if (text !== undefined) node.textContent = text;
-  return node;
-}
+const can = (name) => model.capabilities.includes(name);
 
-// Fenced blocks and `code`; the rest as it came.
-function show(node, text) {
-  const parts = [];
-  for (const [index, piece] of text.split(/^```/m).entries()) {
-    if (index % 2) {
-      const pre = make("pre");
-      pre.tabIndex = 0;
-      pre.append(make("code", "", piece.replace(/^[^\n]*\n?/, "").replace(/\n$/, "")));
-      parts.push(pre);
-    } else if (piece.trim()) {
-      const paragraph = make("p");
-      for (const [at, run] of piece.trim().split(/`([^`\n]+)`/).entries()) paragraph.append(at % 2 ? make("code", "", run) : run);
-      parts.push(paragraph);
-    }
-  }
-  node.replaceChildren(...parts);
-}
-
-function turn(role, text) {
-  empty.hidden = true;
-  const article = make("article", `turn ${role}`);
-  article.setAttribute("aria-label", role === "user" ? "You" : "Answer");
-  const body = make("div", "text");
-  show(body, text);
-  article.append(body);
-  log.append(article);
-  article.scrollIntoView({ block: "end" });
-  return { article, body };
-}
-
-function fail(message) {
-  log.append(make("p", "error", message));
-  log.scrollTop = log.scrollHeight;
-  $("status").textContent = message;
-}
+// --- the server -------------------------------------------------------------------------------------------
 
 function headers() {
   const all = { "content-type": "application/json" };
@@ -61,13 +27,6 @@ async function problem(response) {
   }
 }
 
-function openSettings(key) {
-  if (key) $("key-row").hidden = false;
-  $("settings").hidden = false;
-  $("toggle").setAttribute("aria-expanded", "true");
-  (key ? $("key") : $("system")).focus();
-}
-
 async function connect() {
   const response = await fetch("/v1/models", { headers: headers() });
   if (!response.ok) {
@@ -75,225 +34,267 @@ async function connect() {
     $("facts").textContent = message;
     throw new Error(message);
   }
-  model = (await response.json()).data[0];
-  canChat = model.capabilities.includes("chat");
+  models = (await response.json()).data;
+  if (!models.length) throw new Error("there is no model for you here");
+  $("choice").replaceChildren(...models.map((one) => {
+    const option = make("option", "", one.id);
+    option.value = one.id;
+    return option;
+  }));
+  if (!model && models[0].temperature !== undefined) $("temperature").value = models[0].temperature;
+  choose(models.find((one) => one.id === model?.id) ?? models[0]);
+}
+
+// A model that is opened on demand tells what it can and how much it holds when it is open.
+function choose(chosen) {
+  model = { ...chosen, capabilities: chosen.capabilities ?? ["chat"] };
+  const chat = can("chat");
   document.title = `${model.id} · chat`;
   $("model").textContent = model.id;
-  $("facts").textContent = `context ${model.context.toLocaleString()} tokens${canChat ? "" : " · no chat template: it continues your text"}`;
-  $("temperature").value = model.temperature;
+  $("model").classList.toggle("sr", models.length > 1);
+  $("choice").hidden = models.length < 2;
+  $("choice").value = model.id;
+  const facts = model.context ? [`context ${model.context.toLocaleString()} tokens`] : [];
+  if (!chat) facts.push("no chat template: it continues your text");
+  $("facts").textContent = facts.join(" · ");
+  for (const [name, needed] of Object.entries(NEEDS)) $(name).closest("label").hidden = Boolean(needed) && !can(needed);
+  $("logprobs").closest("label").hidden = !can("logprobs");
+  $("system").closest("label").hidden = !chat;
   $("kept").hidden = !model.feedback;
   $("kept").textContent = `An answer that you rate is saved with your question to ${model.feedback}, where this server runs.`;
-  if (!canChat) {
-    box.placeholder = "Text to continue";
-    box.setAttribute("aria-label", "Text to continue");
-    document.querySelector(".hello").textContent = "Write a beginning; the model goes on.";
-    $("system").closest("label").hidden = true;
-  }
+  box.placeholder = chat ? "Message" : "Text to continue";
+  box.setAttribute("aria-label", box.placeholder);
+  document.querySelector(".hello").textContent = chat ? "Say something to your model." : "Write a beginning; the model goes on.";
+}
+
+function messages() {
+  const system = can("chat") ? $("system").value.trim() : "";
+  return [...(system ? [{ role: "system", content: system }] : []), ...turns.map(({ role, content }) => ({ role, content }))];
 }
 
 function request() {
   const body = { model: model.id, stream: true, stream_options: { include_usage: true } };
-  for (const name of ["temperature", "top_p", "max_tokens", "seed"]) {
-    if ($(name).value !== "") body[name] = Number($(name).value);
+  for (const [name, needed] of Object.entries(NEEDS)) {
+    if ($(name).value !== "" && (!needed || can(needed))) body[name] = Number($(name).value);
   }
-  if (!canChat) {
-    body.max_tokens ??= 256;
-    return ["/v1/completions", { ...body, prompt: history.at(-1).content }];
+  const likely = $("logprobs").checked && can("logprobs");
+  if (can("chat")) return ["/v1/chat/completions", { ...body, ...(likely ? { logprobs: true, top_logprobs: 5 } : {}), messages: messages() }];
+  body.max_tokens ??= 256;
+  return ["/v1/completions", { ...body, ...(likely ? { logprobs: 5 } : {}), prompt: turns.at(-1).content }];
+}
+
+// The response; while the server is busy it is asked again when it says, as long as nobody stops it.
+async function ask(signal, say) {
+  const [path, payload] = request();
+  for (let tries = 1; ; tries += 1) {
+    const response = await fetch(path, { method: "POST", headers: headers(), body: JSON.stringify(payload), signal });
+    if (response.ok) return response;
+    const wait = Number(response.headers.get("retry-after"));
+    if (response.status !== 429 || !(wait <= LONGEST_WAIT_S) || tries === TRIES) {
+      throw new Error(response.status === 429 && wait ? `${await problem(response)} (try again in ${wait} s)` : await problem(response));
+    }
+    for (let left = Math.max(1, Math.ceil(wait)); left > 0; left -= 1) {
+      say(`The server is busy, trying again in ${left} s`);
+      await new Promise((resolve) => setTimeout(resolve, 1000));
+      signal.throwIfAborted();
+    }
+    say("");
   }
-  const system = $("system").value.trim();
-  return ["/v1/chat/completions", { ...body, messages: [...(system ? [{ role: "system", content: system }] : []), ...history] }];
 }
 
 // The data of each server-sent event.
 async function* events(stream) {
-  let rest = "";
-  for await (const text of pieces(stream.pipeThrough(new TextDecoderStream()))) {
-    const lines = (rest + text).split("\n");
+  const reader = stream.pipeThrough(new TextDecoderStream()).getReader();
+  for (let rest = ""; ;) {
+    const { done, value } = await reader.read();
+    if (done) return;
+    const lines = (rest + value).split("\n");
     rest = lines.pop();
     for (const line of lines) if (line.startsWith("data: ")) yield line.slice(6);
   }
 }
 
-async function* pieces(stream) {
-  const reader = stream.getReader();
-  for (;;) {
-    const { done, value } = await reader.read();
-    if (done) return;
-    yield value;
+// Both shapes of log-probabilities that OpenAI's API has.
+function told(logprobs) {
+  if (!logprobs) return [];
+  if (logprobs.content) return logprobs.content;
+  return (logprobs.tokens ?? []).map((token, at) => ({
+    token, logprob: logprobs.token_logprobs[at] ?? 0,
+    top_logprobs: Object.entries(logprobs.top_logprobs?.[at] ?? {}).map(([other, logprob]) => ({ token: other, logprob })),
+  }));
+}
+
+async function rate(body) {
+  try {
+    const response = await fetch("/v1/feedback", { method: "POST", headers: headers(), body: JSON.stringify(body) });
+    return response.ok ? `saved to ${model.feedback}` : await problem(response);
+  } catch {
+    return "not saved: the server cannot be reached";
   }
 }
 
-const REASONS = ["wrong", "incomplete", "made up", "too long", "not what I asked", "unsafe"];
+// --- the conversation -------------------------------------------------------------------------------------
 
-function thumb(kind) {
-  const space = "http://www.w3.org/2000/svg", picture = document.createElementNS(space, "svg"), path = document.createElementNS(space, "path");
-  picture.setAttribute("viewBox", "0 0 24 24");
-  picture.setAttribute("class", kind);
-  picture.setAttribute("aria-hidden", "true");
-  path.setAttribute("d", "M3.5 11H7v9H3.5zM7 11l4-7.5c1.6 0 2.6 1.1 2.6 2.6L13 10h5.6a2 2 0 0 1 2 2.4l-1.3 6a2 2 0 0 1-2 1.6H7");
-  picture.append(path);
-  return picture;
+function add(role, content) {
+  empty.hidden = true;
+  const made = newTurn(role, content);
+  paint(made, false);
+  log.append(made.article);
+  turns.push(made);
+  if (role === "user") foot(made, "", { edit: (text) => again(made, text) });
+  made.article.scrollIntoView({ block: "end" });
+  return made;
 }
 
-// Thumbs, and a form for a better answer; each choice replaces the one before.
-function thumbs(article, text, id) {
-  const box = make("span", "thumbs");
-  const say = make("span", "", "");
-  const form = make("form", "rating");
-  const reasons = REASONS.map((reason) => {
-    const label = make("label", "", reason);
-    const tick = make("input");
-    tick.type = "checkbox";
-    tick.value = reason;
-    label.prepend(tick);
-    return label;
-  });
-  const better = make("textarea");
-  better.rows = 4;
-  better.value = text;
-  better.setAttribute("aria-label", "What it should have said");
-  const save = make("button", "", "Save");
-  form.append(make("p", "", "What was it, and what should it have said?"), ...reasons, better, save);
-  form.hidden = true;
-  let rating = "";
-  const send = async () => {
-    const body = { id, rating };
-    const ticked = reasons.map((label) => label.firstChild).filter((tick) => tick.checked).map((tick) => tick.value);
-    if (ticked.length) body.reasons = ticked;
-    if (better.value.trim() && better.value !== text) body.better = better.value;
-    try {
-      const response = await fetch("/v1/feedback", { method: "POST", headers: headers(), body: JSON.stringify(body) });
-      say.textContent = response.ok ? `saved to ${model.feedback}` : await problem(response);
-    } catch {
-      say.textContent = "not saved: the server cannot be reached";
-    }
-    $("status").textContent = say.textContent;
-  };
-  const buttons = [["up", "Good answer"], ["down", "Bad answer"]].map(([kind, name]) => {
-    const button = make("button");
-    button.append(thumb(kind));
-    button.type = "button";
-    button.title = name;
-    button.setAttribute("aria-label", name);
-    button.setAttribute("aria-pressed", "false");
-    button.addEventListener("click", () => {
-      rating = kind;
-      for (const other of buttons) other.setAttribute("aria-pressed", String(other === button));
-      form.hidden = kind === "up";
-      send();
-    });
-    return button;
-  });
-  form.addEventListener("submit", (event) => {
-    event.preventDefault();
-    send();
-  });
-  box.append(...buttons, say);
-  article.append(form);
-  return box;
+function drop(first) {
+  for (const { article } of turns.splice(first)) article.remove();
+  empty.hidden = turns.length > 0;
 }
 
-function foot(article, text, note, id) {
-  const line = make("div", "foot");
-  const copy = make("button", "", "Copy");
-  copy.type = "button";
-  copy.addEventListener("click", async () => {
-    try {
-      await navigator.clipboard.writeText(text);
-      copy.textContent = "Copied";
-    } catch {
-      copy.textContent = "Copying is not allowed";
-    }
-    setTimeout(() => { copy.textContent = "Copy"; }, 1500);
-  });
-  line.append(copy, make("span", "", note));
-  article.append(line);
-  if (model.feedback && id) line.append(thumbs(article, text, id));
+// Ask anew from a question on; `text` replaces it. Whether it was done.
+function again(question, text) {
+  if (running) return false;
+  question.content = text;
+  paint(question, false);
+  for (const old of log.querySelectorAll(".error")) old.remove();
+  drop(turns.indexOf(question) + 1);
+  answer();
+  return true;
 }
 
-function busy(on) {
-  $("send").hidden = on;
-  $("stop").hidden = !on;
-  sendable();
-}
-
-function sendable() {
-  $("send").disabled = !box.value.trim();
-}
-
-async function answer(question) {
-  const chat = history;
-  running = new AbortController();
+async function answer() {
+  const chat = turns, control = new AbortController(), question = turns.at(-1);
+  running = control;
   busy(true);
-  const { article, body } = turn("assistant", "");
-  article.classList.add("waiting");
+  let failed = "", finish = "", usage = null, firstMs = 0, waiting = false;
+  const made = newTurn("assistant", "");
+  const say = (text) => { made.article.dataset.say = text; $("status").textContent = text; };
+  made.article.classList.add("waiting");
+  log.append(made.article);
+  made.article.scrollIntoView({ block: "end" });
   $("status").textContent = "Answering";
-  let text = "", id = "", usage = null, finish = "", firstMs = 0, painted = false, error = "";
-  const paint = () => {
-    painted = false;
+  const repaint = () => {
+    waiting = false;
     const near = log.scrollHeight - log.scrollTop - log.clientHeight < 80;
-    show(body, text);
+    paint(made, $("logprobs").checked);
     if (near) log.scrollTop = log.scrollHeight;
   };
   try {
     if (!model) await connect();
-    const [path, payload] = request();
-    const response = await fetch(path, { method: "POST", headers: headers(), body: JSON.stringify(payload), signal: running.signal });
-    if (!response.ok) throw new Error(await problem(response));
+    made.model = model.id;
+    const response = await ask(control.signal, say);
     for await (const data of events(response.body)) {
       if (data === "[DONE]") break;
       const event = JSON.parse(data);
       if (event.error) throw new Error(event.error.message);
       usage = event.usage ?? usage;
-      id = event.id ?? id;
+      made.id = event.id ?? made.id;
       const choice = event.choices[0];
       if (!choice) continue;
-      const piece = canChat ? choice.delta.content : choice.text;
+      const piece = choice.delta ? choice.delta.content : choice.text;
+      take(made, told(choice.logprobs), piece);
       if (piece) {
         firstMs ||= performance.now();
-        text += piece;
-        article.classList.remove("waiting");
-        if (!painted) { painted = true; requestAnimationFrame(paint); }
+        made.content += piece;
+        made.article.classList.remove("waiting");
+        if (!waiting) { waiting = true; requestAnimationFrame(repaint); }
       }
       finish = choice.finish_reason ?? finish;
     }
-  } catch (problem) {
-    if (problem.name !== "AbortError") error = problem instanceof TypeError ? "The server cannot be reached. Is it still running?" : problem.message;
-    else finish = "stopped";
+  } catch (error) {
+    if (error.name === "AbortError") finish = "stopped";
+    else failed = error instanceof TypeError ? "The server cannot be reached. Is it still running?" : error.message;
   }
-  article.classList.remove("waiting");
-  paint();
+  made.article.classList.remove("waiting");
+  delete made.article.dataset.say;
+  repaint();
   running = null;
   busy(false);
-  if (chat !== history) return; // a new chat was begun meanwhile
-  if (text || finish === "stop" || finish === "length") {
-    chat.push({ role: "assistant", content: text });
-    const seconds = (performance.now() - firstMs) / 1000;
-    const notes = text ? [] : ["empty answer"];
-    if (usage) notes.push(`${usage.completion_tokens} tokens`);
-    if (usage && text && seconds > 0.05) notes.push(`${(usage.completion_tokens / seconds).toFixed(0)} tokens/s`);
-    if (finish === "length") notes.push("cut at the length limit");
-    if (finish === "stopped") notes.push("stopped");
-    foot(article, text, notes.join(" · "), id);
-  } else {
-    // Nothing came: the question goes back to the box.
-    article.remove();
-    question.remove();
-    empty.hidden = chat.length > 1;
-    const asked = chat.pop();
-    if (!box.value) box.value = asked.content;
-    grow();
-  }
-  if (error) fail(error);
-  else $("status").textContent = text ? `Answer: ${text.slice(0, 2000)}` : "No answer";
+  if (chat !== turns) return; // a new chat was begun meanwhile
+  if (made.content || finish === "stop" || finish === "length") {
+    turns.push(made);
+    const actions = { again: () => again(question, question.content), rate: model.feedback && made.id ? rate : null };
+    if (!model.context) connect().catch(() => {}); // it is open now
+    foot(made, notes(made, usage, finish, firstMs), actions);
+    $("status").textContent = made.content ? `Answer: ${made.content.slice(0, 2000)}` : "No answer";
+  } else back(made, question);
+  if (failed) fail(failed);
   log.scrollTop = log.scrollHeight;
+  ready();
   if (document.activeElement === document.body || document.activeElement === $("stop")) box.focus();
+}
+
+// Nothing came: the question goes back to the box.
+function back(made, question) {
+  made.article.remove();
+  drop(turns.indexOf(question));
+  if (!box.value) box.value = question.content;
+  grow();
+}
+
+function notes(made, usage, finish, firstMs) {
+  const found = made.content ? [] : ["empty answer"], seconds = (performance.now() - firstMs) / 1000;
+  if (models.length > 1) found.push(made.model);
+  if (usage) found.push(`${usage.completion_tokens} tokens`);
+  if (usage && made.content && seconds > 0.05) found.push(`${(usage.completion_tokens / seconds).toFixed(0)} tokens/s`);
+  if (finish === "length") found.push("cut at the length limit");
+  if (finish === "stopped") found.push("stopped");
+  return found.join(" · ");
+}
+
+function fail(message) {
+  log.append(make("p", "error", message));
+  log.scrollTop = log.scrollHeight;
+  $("status").textContent = message;
+}
+
+// --- files ------------------------------------------------------------------------------------------------
+
+function jsonLines() {
+  const row = can("chat") ? { messages: messages() } : { text: turns.slice(-2).map(({ content }) => content).join("") };
+  return `${JSON.stringify(row)}\n`;
+}
+
+function markdown() {
+  const names = { system: "System", user: "You", assistant: model.id };
+  const parts = messages().map(({ role, content }) => `## ${names[role]}\n\n${content}\n`);
+  return [`# Chat with ${model.id}\n`, ...parts].join("\n");
+}
+
+function save(text, ending, kind) {
+  const link = make("a");
+  link.href = URL.createObjectURL(new Blob([text], { type: kind }));
+  link.download = `${model.id.replace(/[^\w.-]+/g, "-")}-${new Date().toISOString().slice(0, 19).replace(/\D/g, "")}.${ending}`;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+  $("export").open = false;
+}
+
+// --- what is pressed --------------------------------------------------------------------------------------
+
+function busy(on) {
+  $("send").hidden = on;
+  $("stop").hidden = !on;
+  ready();
+}
+
+function ready() {
+  $("send").disabled = !box.value.trim();
+  $("export").firstElementChild.setAttribute("aria-disabled", String(!turns.length || Boolean(running)));
+  log.classList.toggle("busy", Boolean(running));
 }
 
 function grow() {
   box.style.height = "auto";
   box.style.height = `${box.scrollHeight}px`;
-  sendable();
+  ready();
+}
+
+function openSettings(key) {
+  if (key) $("key-row").hidden = false;
+  $("settings").hidden = false;
+  $("toggle").setAttribute("aria-expanded", "true");
+  (key ? $("key") : document.querySelector("#settings label:not([hidden]) :is(textarea, input)")).focus();
 }
 
 $("form").addEventListener("submit", (event) => {
@@ -302,27 +303,44 @@ $("form").addEventListener("submit", (event) => {
   if (!text || running) return;
   box.value = "";
   grow();
-  history.push({ role: "user", content: text });
   for (const old of log.querySelectorAll(".error")) old.remove();
-  answer(turn("user", text).article);
+  add("user", text);
+  answer();
 });
 box.addEventListener("input", grow);
 box.addEventListener("keydown", (event) => {
   if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
     event.preventDefault();
     $("form").requestSubmit();
+  } else if (event.key === "ArrowUp" && !box.value && !running) {
+    const last = turns.findLast((one) => one.role === "user");
+    if (!last) return;
+    event.preventDefault();
+    edit(last, (text) => again(last, text));
   }
 });
 document.addEventListener("keydown", (event) => {
-  if (event.key === "Escape") running?.abort();
+  if (event.key !== "Escape") return;
+  running?.abort();
+  point(null);
+  $("export").open = false;
 });
+document.addEventListener("click", (event) => {
+  if (!$("export").contains(event.target)) $("export").open = false;
+});
+$("export").firstElementChild.addEventListener("click", (event) => {
+  if (event.currentTarget.getAttribute("aria-disabled") === "true") event.preventDefault();
+});
+$("export-jsonl").addEventListener("click", () => save(jsonLines(), "jsonl", "application/jsonl"));
+$("export-md").addEventListener("click", () => save(markdown(), "md", "text/markdown"));
 $("stop").addEventListener("click", () => running?.abort());
 $("new").addEventListener("click", () => {
   running?.abort();
-  history = [];
+  turns = [];
   log.replaceChildren(empty);
   empty.hidden = false;
   $("status").textContent = "New chat";
+  ready();
   box.focus();
 });
 $("toggle").addEventListener("click", () => {
@@ -330,9 +348,12 @@ $("toggle").addEventListener("click", () => {
   $("settings").hidden = true;
   $("toggle").setAttribute("aria-expanded", "false");
 });
+$("choice").addEventListener("change", () => choose(models.find((one) => one.id === $("choice").value)));
+$("logprobs").addEventListener("change", () => { for (const one of turns) paint(one, $("logprobs").checked); });
 $("key").addEventListener("change", () => connect().catch(() => {}));
 
+watchTokens(log);
 $("hint").hidden = !["localhost", "127.0.0.1", "[::1]"].includes(location.hostname);
-sendable();
+ready();
 box.focus();
 connect().catch(() => {});

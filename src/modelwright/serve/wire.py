@@ -1,0 +1,114 @@
+"""How a part of a request is read: strict types, nothing ignored in silence, and faults that name the field.
+
+A known field that we do not honour may only be absent, null or hold its neutral value; an unknown one may not come.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic_core import PydanticCustomError
+
+Neutral = dict[str, tuple[Any, ...]]
+"""Known fields that we do not honour, each with the values that ask for nothing."""
+
+
+class Wire(BaseModel):
+    """A part of a request: strict types, no unknown fields, no infinite numbers."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+    neutral: ClassVar[Neutral] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_what_we_do_not_honour(cls, tree: Any) -> Any:
+        if not isinstance(tree, dict):
+            return tree
+        _sound(tree)
+        for name, neutral in cls.neutral.items():
+            value = tree.get(name)
+            if value is None or any(type(value) is type(good) and value == good for good in neutral):
+                continue
+            allowed = f" (only {' or '.join(map(repr, neutral))})" if neutral else ""
+            raise fault("{param} is not supported by this server{allowed}", name, allowed=allowed)
+        return {name: value for name, value in tree.items() if name not in cls.neutral}
+
+
+class TextPart(Wire):
+    """A text in a list of parts."""
+
+    type: Literal["text"]
+    text: str
+
+
+MOST_LEVELS = 100
+"""Of lists and objects in one another."""
+
+
+def _sound(value: Any, level: int = 0) -> None:
+    """Half of a surrogate pair, which JSON can spell, is no text that a tokenizer takes; endless nesting is an attack."""
+    if level > MOST_LEVELS:
+        raise fault("more than {most} levels of lists and objects", most=str(MOST_LEVELS))
+    if isinstance(value, str):
+        if not value.isascii():
+            try:
+                value.encode()
+            except UnicodeEncodeError as error:
+                raise fault("a text holds {half}, half of a character", half=f"U+{ord(value[error.start]):X}") from None
+    elif isinstance(value, dict):
+        for name, part in value.items():
+            _sound(name)
+            _sound(part, level + 1)
+    elif isinstance(value, list):
+        for part in value:
+            _sound(part, level + 1)
+
+
+def fault(message: str, param: str | None = None, **words: str) -> PydanticCustomError:
+    """A fault of the request. `param`: the field, below the place where it is raised; `{word}` in the message is filled in."""
+    return PydanticCustomError("unsupported", message, {**words, **({"param": param} if param else {})})
+
+
+_NO_ENGINE = {"image_url": "images", "input_image": "images", "image": "images", "input_audio": "sound", "audio": "sound",
+              "video_url": "video", "file": "files", "input_file": "files", "document": "files"}  # fmt: skip
+
+
+def text_of(value: Any) -> Any:
+    """The text of a content given as parts; other sorts of part (images, sound, files) are refused."""
+    if not isinstance(value, list):
+        return value
+    texts = []
+    for part in value:
+        kind = part.get("type") if isinstance(part, dict) else None
+        if isinstance(kind, str) and kind in _NO_ENGINE:
+            raise fault("a part of type {kind} is not supported: no engine of this server takes {what}", kind=repr(kind),
+                        what=_NO_ENGINE[kind])  # fmt: skip
+        if kind != "text" or set(part) != {"type", "text"} or not isinstance(part["text"], str):
+            raise fault('only parts of the form {form} are supported', form='{"type": "text", "text": "…"}')  # fmt: skip
+        texts.append(part["text"])
+    return "".join(texts)
+
+
+def as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+def explain(error: dict[str, Any]) -> tuple[str, str | None]:
+    """One of pydantic's errors as a message and the field's name, such as `messages[0].content`."""
+    place = list(error["loc"])
+    if place and place[0] == "body":
+        place = place[1:]
+    named = (error.get("ctx") or {}).get("param")
+    if named is not None:
+        place.append(named)
+    param = ""
+    for part in place:
+        param += f"[{part}]" if isinstance(part, int) else f".{part}" if param else str(part)
+    if error["type"] == "json_invalid":
+        return "the request's body is not valid JSON", None
+    if error["type"] == "extra_forbidden":
+        return f"unknown field: {param}", param
+    if error["type"] == "missing":
+        return f"missing field: {param or 'a JSON body'}", param or None
+    return f"{param}: {error['msg']}" if param else str(error["msg"]), param or None

@@ -1,0 +1,134 @@
+"""Several models and adapters behind one server: opened once, closed for room, swapped under answers."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import httpx
+import pytest
+
+from modelwright.core.errors import UserError
+from modelwright.serve.app import create_app
+from modelwright.serve.errors import ApiError
+from modelwright.serve.models import Models, Source
+from tests.fake_engine import FakeEngine
+from tests.test_serve import CHAT
+
+
+class Shelf:
+    """Models that count how often they are opened."""
+
+    def __init__(self, sizes: dict[str, int], memory: int) -> None:
+        self.engines: dict[str, list[FakeEngine]] = {name: [] for name in sizes}
+        self.gate = threading.Event()
+        self.gate.set()
+        self.models = Models([Source(name, lambda name=name: self.open(name), size) for name, size in sizes.items()], memory)
+
+    def open(self, name: str) -> FakeEngine:
+        self.gate.wait(5)
+        if name == "broken":
+            raise UserError("the model is broken")
+        self.engines[name].append(FakeEngine())
+        return self.engines[name][-1]
+
+
+def test_models_are_opened_once_and_the_one_idle_longest_makes_room():
+    shelf = Shelf({"a": 4, "b": 4, "c": 4, "huge": 20, "broken": 1}, 10)
+
+    async def use() -> None:
+        models = shelf.models
+        shelf.gate.clear()
+        first = [asyncio.create_task(models.take("a")) for _ in range(3)]
+        await asyncio.sleep(0.01)
+        first[0].cancel()  # its client hung up; the others get the model
+        shelf.gate.set()
+        leases = [await task for task in first[1:]]
+        assert len(shelf.engines["a"]) == 1
+        (await models.take("b")).release()
+        with pytest.raises(ApiError, match=r"'huge' takes 0.0 MiB; this server may use") as caught:
+            await models.take("huge")
+        assert caught.value.status == 400
+        (await models.take("c")).release()
+        assert shelf.engines["b"][0].closed and not shelf.engines["a"][0].closed, "a is in use"
+        other = await models.take("c")
+        with pytest.raises(ApiError, match="try again later") as caught:
+            await models.take("b")
+        assert caught.value.status == 503 and caught.value.retry_s
+        for lease in leases:
+            lease.release()
+        (await models.take("b")).release()
+        assert shelf.engines["a"][0].closed and len(shelf.engines["b"]) == 2
+        other.release()
+        with pytest.raises(ApiError, match="cannot be opened: the model is broken"):
+            await models.take("broken")
+        with pytest.raises(ApiError, match="no model 'd'"):
+            await models.take("d")
+        await models.close()
+        assert all(engine.closed for engines in shelf.engines.values() for engine in engines)
+
+    asyncio.run(use())
+
+
+def test_an_adapter_is_swapped_under_answers(tmp_path):
+    shelf = Shelf({"a": 0, "b": 0}, 0)
+
+    async def use() -> None:
+        models = shelf.models
+        models.add("poet", "a", tmp_path)
+        for bad in (("a", "a"), ("x:y", "a"), ("z", "nothing")):
+            with pytest.raises(UserError):
+                models.add(*bad, tmp_path)
+        lease = await models.take("poet")
+        same = await models.take("a:poet")
+        assert same.adapter == lease.adapter == "poet#1" and (await models.take("a")).adapter == ""
+        with pytest.raises(ApiError, match="no model 'b:poet'"):
+            await models.take("b:poet")
+        with pytest.raises(UserError, match="no adapter at"):
+            await models.swap("poet", "a", tmp_path / "missing")
+        assert (await models.take("poet")).adapter == "poet#1", "a failed swap changes nothing"
+        await models.swap("poet", "a", tmp_path)
+        engine = shelf.engines["a"][0]
+        new = await models.take("poet")
+        assert new.adapter != lease.adapter and lease.adapter in engine.adapters, "answers under way keep theirs"
+        models.drop("poet")
+        with pytest.raises(ApiError, match="no model 'poet'"):
+            await models.take("poet")
+        assert new.adapter in engine.adapters
+        new.release()
+        await asyncio.sleep(0.05)
+        assert new.adapter not in engine.adapters and lease.adapter in engine.adapters
+
+    asyncio.run(use())
+
+
+def test_models_and_adapters_over_http(tmp_path):
+    shelf = Shelf({"a": 1, "b": 1}, 1)
+    app = create_app(shelf.models, "a", admin=True)
+
+    async def use() -> None:
+        async with (
+            app.router.lifespan_context(app),
+            httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client,
+        ):
+
+            async def said(model: str) -> str:
+                answer = (await client.post("/v1/chat/completions", json=CHAT | {"model": model})).json()
+                return answer["choices"][0]["message"]["content"]
+
+            assert await said("a") == await said("b") == "you said: hello"
+            assert shelf.engines["a"][0].closed
+            load = {"lora_name": "poet", "lora_path": str(tmp_path), "base_model_name": "b"}
+            assert (await client.post("/v1/load_lora_adapter", json=load)).json()["parent"] == "b"
+            assert await said("poet") == "as poet#1: hello" == await said("b:poet")
+            assert (await client.post("/v1/load_lora_adapter", json=load)).status_code == 400
+            assert (await client.post("/v1/load_lora_adapter", json=load | {"load_inplace": True})).status_code == 200
+            assert await said("poet") == "as poet#2: hello"
+            listed = (await client.get("/v1/models")).json()["data"]
+            assert [(model["id"], model["open"]) for model in listed] == [("a", False), ("b", True), ("poet", True)]
+            assert await said("a") == "you said: hello" and await said("poet") == "as poet#2: hello"
+            assert (await client.post("/v1/unload_lora_adapter", json={"lora_name": "poet"})).status_code == 200
+            assert (await client.post("/v1/chat/completions", json=CHAT | {"model": "poet"})).status_code == 404
+
+    asyncio.run(use())
+    assert all(engine.closed for engines in shelf.engines.values() for engine in engines)
