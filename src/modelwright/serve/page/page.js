@@ -64,6 +64,8 @@ function choose(chosen) {
   $("kept").textContent = `An answer that you rate is saved with your question to ${model.feedback}, where this server runs.`;
   box.placeholder = chat ? "Message" : "Text to continue";
   box.setAttribute("aria-label", box.placeholder);
+  // A model with the capability `messages` is served elsewhere, and what is written goes there.
+  $("hint").hidden = !["localhost", "127.0.0.1", "[::1]"].includes(location.hostname) || !chosen.capabilities || can("messages");
   document.querySelector(".hello").textContent = chat ? "Say something to your model." : "Write a beginning; the model goes on.";
 }
 
@@ -353,7 +355,6 @@ $("logprobs").addEventListener("change", () => { for (const one of turns) paint(
 $("key").addEventListener("change", () => connect().catch(() => {}));
 
 watchTokens(log);
-$("hint").hidden = !["localhost", "127.0.0.1", "[::1]"].includes(location.hostname);
 ready();
 box.focus();
 connect().catch(() => {});
