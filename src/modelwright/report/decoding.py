@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from typing import NamedTuple
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
-
 from modelwright.core.preview import visible
+from modelwright.report.styled import styled
 from modelwright.report.token_tree import COLOURS, Token, drawing, percent, tree
 
 LEVELS = (0.9, 0.5, 0.2, 0.05, 0.0)
@@ -47,28 +43,16 @@ def level(token: Token) -> int | None:
 
 
 def page(found: Comparison, deep: int, others: int) -> str:
-    """`deep`: tokens of each answer in the tree; `others`: likely tokens beside them. The style is named by its hash in the
-    page's policy, so that nothing that a model writes can add another."""
-    environment = Environment(
-        loader=PackageLoader("modelwright.report", "templates"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-    )
-    assert environment.loader is not None
-    style, _, _ = environment.loader.get_source(environment, "decoding.css")
-    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    """`deep`: tokens of each answer in the tree; `others`: likely tokens beside them."""
     root = tree([strategy.tokens for strategy in found.strategies], deep, others)
-    return environment.get_template("decoding.html").render(
-        found=found,
-        picture=drawing(root, found.prompt, [strategy.name for strategy in found.strategies]),
-        deep=deep,
-        colours=COLOURS,
-        levels=LEVELS,
-        level=level,
-        percent=percent,
-        visible=visible,
-        style=Markup(style),
-        digest=digest,
-    )
+    values = {
+        "found": found,
+        "picture": drawing(root, found.prompt, [strategy.name for strategy in found.strategies]),
+        "deep": deep,
+        "colours": COLOURS,
+        "levels": LEVELS,
+        "level": level,
+        "percent": percent,
+        "visible": visible,
+    }
+    return styled("decoding.html", "decoding.css", values)

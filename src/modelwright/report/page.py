@@ -6,10 +6,8 @@ escaping in lineage.py) and matplotlib's drawings, whose text is numbers.
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any, NamedTuple
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from modelwright.report import RunView, StageView
@@ -39,6 +37,7 @@ from modelwright.report.read import (
 )
 from modelwright.report.samples import side_by_side
 from modelwright.report.spending import spending
+from modelwright.report.styled import styled
 from modelwright.report.summary import tiles, unfinished, verdict
 
 
@@ -83,46 +82,31 @@ class Place(NamedTuple):
     facts: list[tuple[str, str]]
 
 
-@lru_cache(maxsize=1)
-def _environment() -> Environment:
-    return Environment(
-        loader=PackageLoader("modelwright.report", "templates"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-    )
-
-
 def page(run: RunView) -> str:
     """The whole report."""
-    environment = _environment()
-    loader = environment.loader
-    assert loader is not None
-    style, _, _ = loader.get_source(environment, "style.css")
-    return environment.get_template("page.html").render(
-        run=run,
-        style=Markup(style),
-        verdict=verdict(run),
-        tiles=tiles(run),
-        unfinished=unfinished(run),
-        took=seconds(run.seconds),
-        lineage=picture(run),
-        lineage_narrow=picture(run, narrow=True),
-        hues=_hues(run),
-        costs=costs(run),
-        disk=disk(run),
-        trainings=_trainings(run),
-        metrics=metrics(run),
-        forests=forests(run),
-        spendings=spending(run),
-        samples=side_by_side(run),
-        ledgers=ledgers(run),
-        vocabularies=_vocabularies(run),
-        card=card(run),
-        exports=_exports(run),
-        places=_places(run),
-    )
+    values = {
+        "run": run,
+        "verdict": verdict(run),
+        "tiles": tiles(run),
+        "unfinished": unfinished(run),
+        "took": seconds(run.seconds),
+        "lineage": picture(run),
+        "lineage_narrow": picture(run, narrow=True),
+        "hues": _hues(run),
+        "costs": costs(run),
+        "disk": disk(run),
+        "trainings": _trainings(run),
+        "metrics": metrics(run),
+        "forests": forests(run),
+        "spendings": spending(run),
+        "samples": side_by_side(run),
+        "ledgers": ledgers(run),
+        "vocabularies": _vocabularies(run),
+        "card": card(run),
+        "exports": _exports(run),
+        "places": _places(run),
+    }
+    return styled("page.html", "style.css", values)
 
 
 def _hues(run: RunView) -> list[tuple[str, str]]:
