@@ -65,8 +65,9 @@ def new_key(path: Path, name: str, limits: Limits) -> str:
     except ValidationError as error:
         what = error.errors()[0]["msg"]
         raise UserError(f"{name!r} cannot be a key: {what}", fix="names are letters, digits, . _ @ -") from None
+    torn = path.exists() and path.read_bytes()[-1:] not in (b"", b"\n")  # an editor left the last line without an end
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
+        file.write("\n" * torn + json.dumps(row) + "\n")
     return key
 
 
