@@ -21,6 +21,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from hashlib import blake2b
 from itertools import count
 from pathlib import Path
 from statistics import median
@@ -35,6 +36,11 @@ ASKED = count()
 def prompt() -> str:
     """A new one each time, so that nobody has read its beginning before."""
     return f"{next(ASKED):04} is the number of the question. The quick brown fox jumps over the lazy dog; then it sleeps. "
+
+
+def word() -> str:
+    """A short prompt, so that little else is measured; no two begin alike."""
+    return blake2b(str(next(ASKED)).encode(), digest_size=4).hexdigest()
 
 
 def write_model(folder: Path) -> Path:
@@ -171,8 +177,8 @@ def main() -> dict[str, float]:
                     speeds[side, streams].append(speed(address, streams, given.tokens))
             for _ in range(16):
                 child, address = sides["ours"]
-                served.append(ask(address, 2, f"{next(ASKED):04}").first_s)  # short, so that little else is measured
-                child.stdin.write(f"{next(ASKED):04}\n")
+                served.append(ask(address, 2, word()).first_s)
+                child.stdin.write(f"{word()}\n")
                 child.stdin.flush()
                 direct.append(float(child.stdout.readline()))
     for (side, streams), found in speeds.items():
