@@ -67,7 +67,10 @@ def sample(logits_RV: Tensor, draws: Sequence[Draw], uniforms: Sequence[float]) 
         for row in ruled:
             rule = draws[row].rule
             assert rule is not None
-            logits_RV[row] = torch.from_numpy(rule(logits_RV[row].cpu().numpy())).to(logits_RV.device)
+            given = logits_RV[row].cpu().numpy()
+            ruled_V = rule(given)
+            if ruled_V is not given or logits_RV.device.type != "cpu":  # else it was changed where it is
+                logits_RV[row] = torch.from_numpy(ruled_V).to(logits_RV.device)
     token_R = logits_RV.argmax(-1)
     warm = [row for row, draw in enumerate(draws) if draw.temperature > 0]
     plain = [row for row in warm if draws[row].top_k <= 0 and draws[row].top_p >= 1]
