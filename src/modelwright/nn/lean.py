@@ -13,13 +13,13 @@ Which models those are, `nn/blocks.py` says; attention and key/value memory are 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding, silu
 
+from modelwright.nn._runner import Added
 from modelwright.nn.attend import Plan, Terms, attend
 from modelwright.nn.blocks import (
     ACTIVATIONS,
@@ -50,8 +50,6 @@ _WIDENED = 2048
 """Outputs whose weights are widened together: a few megabytes."""
 _FEW_THREADS = 4
 """Threads up to which torch's several passes with all of them take longer than one pass with one."""
-Added = Callable[[str, Tensor, Tensor], None]
-"""(place of a linear layer in the model, its [T, I] input, its [T, O] output): adds what an adapter adds to the output."""
 
 
 class _Joint:

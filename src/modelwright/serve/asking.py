@@ -66,7 +66,7 @@ class Asker:
         """The chat as token ids."""
         messages = [message.plain() for message in body.messages]
         tools = [tool.plain() for tool in body.offered()]
-        return await (run_sync(engine.render, messages, tools) if tools else run_sync(engine.render, messages))
+        return await run_sync(engine.render, messages, tools or None)
 
     async def chat(self, stack: AsyncExitStack, body: ChatRequest, make_form: MakeForm | None = None) -> Job:
         lease = await self.take(stack, body.model)

@@ -124,9 +124,18 @@ class Opened:
                 answer.cancel()
 
     def score(self, tokens: Sequence[Sequence[int]]) -> list[list[float]]:
+        self._fit(tokens)
+        return self._worker.score(tokens)
+
+    def embed(self, tokens: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Of each sequence, the mean of its last hidden states, of length 1; see the capability `embed`."""
+        self._fit(tokens)
+        return self._worker.embed(tokens)
+
+    def _fit(self, tokens: Sequence[Sequence[int]]) -> None:
+        """UserError for an empty sequence and for one that the context does not hold."""
         for sequence in tokens:
             room(sequence[:-1] or sequence, 1, self.context)
-        return self._worker.score(tokens)
 
     def close(self) -> None:
         self._worker.close()

@@ -30,6 +30,7 @@ class Decoder(Protocol):
         ...
 
     def score(self, tokens: Sequence[Sequence[int]]) -> list[list[float]]: ...
+    def embed(self, tokens: Sequence[Sequence[int]]) -> list[list[float]]: ...
     def close(self) -> None: ...
 
 
@@ -162,6 +163,10 @@ class Worker:
 
     def score(self, tokens: Sequence[Sequence[int]]) -> list[list[float]]:
         found: list[list[float]] = self.call(lambda: self._decoder.score(tokens))
+        return found
+
+    def embed(self, tokens: Sequence[Sequence[int]]) -> list[list[float]]:
+        found: list[list[float]] = self.call(lambda: self._decoder.embed(tokens))
         return found
 
     def call(self, work: Callable[[], Any]) -> Any:

@@ -20,7 +20,7 @@ from modelwright.methods.engines._grammar import words_of_bytes
 from modelwright.methods.engines._opened import Opened
 from modelwright.methods.engines._text import BytePieces
 from modelwright.methods.engines._threads import threads
-from modelwright.methods.engines._worker import Worker, room
+from modelwright.methods.engines._worker import Worker
 
 
 class LlamaCpp(EngineSpec):
@@ -94,13 +94,9 @@ class _LlamaCpp(Opened):
         if c.meta(model, f"{c.meta(model, 'general.architecture')}.pooling_type") is None:  # else it has a way of its own
             self.capabilities |= {"embed"}
         self._bytes: dict[int, bytes] = {}
-        self._rows: Rows
-
-        def make() -> Rows:
-            self._rows = Rows(model, self.context, spec.max_batch, spec.prefill_tokens, threads(spec.threads))
-            return self._rows
-
-        self._worker = Worker(make, "llamacpp-engine")
+        self._worker = Worker(
+            lambda: Rows(model, self.context, spec.max_batch, spec.prefill_tokens, threads(spec.threads)), "llamacpp-engine"
+        )
 
     def _text(self, token: int) -> str:
         if token < 0:  # the model has none
@@ -120,13 +116,6 @@ class _LlamaCpp(Opened):
 
     def _tokens(self, text: str, special: bool) -> list[int]:
         return self._c.tokenize(self._vocab, text, add_special=False, parse_special=special)
-
-    def embed(self, tokens: Sequence[Sequence[int]]) -> list[list[float]]:
-        """Of each sequence, the mean of its last hidden states, of length 1."""
-        for sequence in tokens:
-            room(sequence[:-1] or sequence, 1, self.context)
-        found: list[list[float]] = self._worker.call(lambda: self._rows.embed(tokens))
-        return found
 
     def _words(self) -> Any:
         vocab, ending = self._vocab, self._c.library().llama_vocab_is_eog

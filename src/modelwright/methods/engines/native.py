@@ -21,7 +21,7 @@ from modelwright.methods.engines._grammar import refusal, words_of_fast
 from modelwright.methods.engines._opened import Opened
 from modelwright.methods.engines._text import DecodedPieces
 from modelwright.methods.engines._threads import threads
-from modelwright.methods.engines._worker import Worker, room
+from modelwright.methods.engines._worker import Worker
 from modelwright.methods.templates import marks, special_tokens
 
 
@@ -139,13 +139,6 @@ class _Native(Opened):
     def _pieces(self) -> DecodedPieces:
         return DecodedPieces(self.decode)
 
-    def embed(self, tokens: Sequence[Sequence[int]]) -> list[list[float]]:
-        """Of each sequence, the mean of its last hidden states, of length 1."""
-        for sequence in tokens:
-            room(sequence[:-1] or sequence, 1, self.context)
-        found: list[list[float]] = self._worker.call(lambda: self._rows.decoder.embed(tokens))
-        return found
-
     @property
     def adapters(self) -> tuple[str, ...]:
         """Names that requests may give."""
@@ -179,7 +172,8 @@ class _Rows:
 
     def __init__(self, decoder: Any, tokenizer: Any) -> None:
         self.decoder, self._tokenizer = decoder, tokenizer
-        self.cancel, self.step, self.score, self.close = decoder.cancel, decoder.step, decoder.score, decoder.close
+        self.cancel, self.step, self.close = decoder.cancel, decoder.step, decoder.close
+        self.score, self.embed = decoder.score, decoder.embed
         self.adapters: dict[str, Any] = {}
         self._proposers: dict[Any, Any] = {}
         """By what was asked; one serves all rows that ask for the same."""
