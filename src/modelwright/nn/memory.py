@@ -24,11 +24,7 @@ class Shared:
     """The beginning of several rows, stored once: [1, K, P, D] keys and values of each layer. Never changed."""
 
     def __init__(self, length: int, layers: Layers) -> None:
-        self.length, self.layers = length, layers
-
-    @property
-    def bytes(self) -> int:
-        return _bytes(self.layers)
+        self.length, self.layers, self.bytes = length, layers, _bytes(layers)
 
 
 class Kept(NamedTuple):

@@ -28,6 +28,8 @@ class _Entry(NamedTuple):
     tokens: list[int]
     adapter: object
     kept: Kept
+    bytes: int
+    """Of its own part; a sum over all layers, so worked out once."""
 
 
 class Finished:
@@ -42,14 +44,14 @@ class Finished:
         self._entries = [
             entry for entry in self._entries if entry.adapter is not adapter or entry.tokens != tokens[: len(entry.tokens)]
         ]
-        self._entries.append(_Entry(tokens, adapter, kept))
+        self._entries.append(_Entry(tokens, adapter, kept, kept.bytes))
         while self._entries and self.bytes > self.most_bytes:
             self._entries.pop(0)
 
     @property
     def bytes(self) -> int:
         shared = {id(entry.kept.shared): entry.kept.shared.bytes for entry in self._entries if entry.kept.shared}
-        return sum(entry.kept.bytes for entry in self._entries) + sum(shared.values())
+        return sum(entry.bytes for entry in self._entries) + sum(shared.values())
 
     def best(self, tokens: list[int], adapter: object) -> tuple[int, Kept] | None:
         """The longest common beginning that pays, and the memory that has it."""
