@@ -205,6 +205,19 @@ class Machine(NamedTuple):
     bf16_flops_per_s: float = 0.0
     """The same in bfloat16; 0 where the processor has no such products and they run in float32."""
     usd_per_hour: float = 0.0
+    """Price of all of it; 0 where it is one's own."""
+    devices: int = 1
+    """Cards of it, or 1 for a processor."""
+    device_memory_bytes: float = 0.0
+    """Memory of one card; 0 for a processor, which has `memory_bytes` alone."""
+    bandwidth_bytes_per_s: float = 0.0
+    """Rate at which the device that computes reads its memory; 0: not known."""
+    disk_bytes_per_s: float = 0.0
+    """Rate of reading files that are in no cache; 0: not known."""
+    power_w: float = 0.0
+    """What all of it draws under load, at the wall of its board; 0: not known."""
+    source: str = ""
+    """Where these rates come from: `guessed`, `measured <date>` or a data sheet's address and the achieved fraction."""
 
 
 class Given(NamedTuple):
@@ -225,6 +238,18 @@ class Quantity(NamedTuple):
     value: float
     unit: str
     why: str
+    low: float | None = None
+    """With `high`, the interval that holds 95 % of runs; None where nothing is known of it."""
+    high: float | None = None
+
+
+class Part(NamedTuple):
+    """A share of the memory at the moment when most of it is in use."""
+
+    name: str
+    """`weights`, `gradients`, `optimizer`, `activations`, `logits`, `reference`, `adapter`, `cache`, `imports`, `rows`, …"""
+    bytes: float
+    why: str
 
 
 class Estimate(NamedTuple):
@@ -238,6 +263,12 @@ class Estimate(NamedTuple):
     """By part; the artifact as a whole under ''."""
     scale: tuple[float, float] = (1.0, 1.0)
     """By how much seconds and memory were corrected from earlier runs; already in the numbers above."""
+    parts: tuple[Part, ...] = ()
+    """What `memory` is made of, before that correction; empty: one number is all that is known."""
+    device_memory: Quantity | None = None
+    """Peak bytes on each card; None where the work is on the processor."""
+    device_parts: tuple[Part, ...] = ()
+    """What `device_memory` is made of."""
 
 
 def estimate(
