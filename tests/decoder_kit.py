@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from modelwright.methods.engines import Completion, Request
 
@@ -32,6 +32,9 @@ class Scripted:
 
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
         return [self.answer(request, self.say(self.decode(request.tokens))) for request in requests]
+
+    def answers(self, requests: Sequence[Request]) -> Iterator[Completion]:
+        yield from self.generate(requests)
 
     def answer(self, request: Request, whole: str) -> Completion:
         most = min(request.sampling.max_tokens, self.context - len(request.tokens))

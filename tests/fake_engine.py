@@ -163,6 +163,9 @@ class FakeEngine:
             found.append(Completion(text, tokens, logprobs, pieces[-1].finish or "", len(request.tokens), top))
         return found
 
+    def answers(self, requests: Sequence[Request]) -> Iterator[Completion]:
+        yield from self.generate(requests)
+
     def score(self, tokens: Sequence[Sequence[int]]) -> list[list[float]]:
         return [[HALF] * (len(sequence) - 1) for sequence in tokens]
 

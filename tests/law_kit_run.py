@@ -102,7 +102,7 @@ def see_decoder(spec: Any, bench: Any) -> Seen:
 
     guesses: list[Any] = []
     with recorded(speculate.Lookup, "propose", guesses), recorded(speculate.Draft, "propose", guesses):
-        found = spec.run_all(engine, requests)
+        found = list(spec.run_all(engine, requests))
     answers = [[[c.text, c.tokens, c.finish] for c in one.completions] for one in found]
     tried = [[[c.proposed, c.accepted] for c in one.completions] for one in found]
     spent = [one.tokens_spent for one in found]

@@ -281,12 +281,28 @@ def test_a_sample_is_the_engines_own(engine: Any) -> None:
     assert decoder("sample", **fields, seed=4).run(engine, request) == Decoded([wanted], len(wanted.tokens))
 
 
+def test_what_is_found_is_told_before_the_last_is_asked() -> None:
+    """A batch of an evaluation shows how far it is."""
+    heard: list[int] = []
+
+    class Slow(Scripted):
+        def answers(self, requests: Sequence[Request]) -> Iterator[Completion]:
+            for request in requests:
+                heard.append(len(request.tokens))
+                yield self.answer(request, "yes")
+
+    found = decoder("greedy").run_all(Slow(str), [Request([65] * size, Sampling(4)) for size in (3, 2, 1)])
+    next(found)
+    assert heard == [3]
+    assert len(list(found)) == 2
+
+
 def test_all_together_is_each_alone(engine: Any) -> None:
     requests = [asked(PROMPT[n:], most=6) for n in range(3)]
     kinds: dict[str, Any] = {"sample": {}, "best_of_n": {"samples": 3}, "step_search": {"separator": "e"}, "beam": {"beams": 2}}
     for kind, fields in kinds.items():
         spec = decoder(kind, **fields)
-        together = spec.run_all(engine, requests)
+        together = list(spec.run_all(engine, requests))
         assert [one.completions[0].tokens for one in together] == [
             spec.run(engine, request).completions[0].tokens for request in requests
         ]

@@ -48,6 +48,9 @@ class Fake:
             done.append(Completion(answer, tuple(self.encode(answer)), (), "stop", len(request.tokens)))
         return done
 
+    def answers(self, requests):
+        yield from self.generate(requests)
+
     def score(self, tokens):
         self.scored += [self.decode(t) for t in tokens]
         assert all(len(t) <= self.context for t in tokens)

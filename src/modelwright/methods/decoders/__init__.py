@@ -8,7 +8,7 @@ arXiv:2408.03314, who compare methods at equal spending).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -86,10 +86,12 @@ class Decoder(Spec):
         return self
 
     def run(self, engine: Engine, request: Request) -> Decoded:
-        return self.run_all(engine, [request])[0]
+        (found,) = self.run_all(engine, [request])
+        return found
 
-    def run_all(self, engine: Engine, requests: Sequence[Request]) -> list[Decoded]:
-        """Every request searched for, in order; what they ask for at the same time is one batch of the engine's."""
+    def run_all(self, engine: Engine, requests: Sequence[Request]) -> Iterator[Decoded]:
+        """Every request searched for, in order, as they are found; what they ask for at the same time is one batch of the
+        engine's."""
         if reason := self.lacks(engine.capabilities):
             raise UserError(
                 reason,
@@ -108,12 +110,17 @@ class Decoder(Spec):
 
         for index in range(len(searches)):
             go_on(index, None)
+        told = 0
         while asked:
             batch, asked = asked, {}
-            answers = iter(engine.generate([request for found in batch.values() for request in found]))
+            answers = engine.answers([request for found in batch.values() for request in found])
             for index, found in batch.items():
                 go_on(index, [next(answers) for _ in found])
-        return [done[index] for index in range(len(searches))]
+                while told in done:
+                    yield done[told]
+                    told += 1
+        for index in range(told, len(searches)):  # those that asked nothing
+            yield done[index]
 
 
 def chosen(request: Request, decoder: str, **fields: Any) -> Request:

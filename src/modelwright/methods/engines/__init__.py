@@ -182,6 +182,10 @@ class Engine(Protocol):
         """All answers, in order; batched where the engine can."""
         ...
 
+    def answers(self, requests: Sequence[Request]) -> Iterator[Completion]:
+        """The same, each as soon as it and those before it are there; nothing is asked before the first is fetched."""
+        ...
+
     def score(self, tokens: Sequence[Sequence[int]]) -> list[list[float]]:
         """Per sequence, the log-probability (nats) of each token after the first given those before it."""
         ...

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -116,9 +116,13 @@ class Opened:
         return known.copy()
 
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
+        return list(self.answers(requests))
+
+    def answers(self, requests: Sequence[Request]) -> Iterator[Completion]:
         answers = [self._submit(request, quiet=True) for request in requests]
         try:
-            return [answer.completion() for answer in answers]
+            for answer in answers:
+                yield answer.completion()
         finally:
             for answer in answers:
                 answer.cancel()

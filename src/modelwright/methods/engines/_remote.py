@@ -172,12 +172,16 @@ class Remote:
         return RemoteStream(self, *self._body(request))
 
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
+        return list(self.answers(requests))
+
+    def answers(self, requests: Sequence[Request]) -> Iterator[Completion]:
         asked = [self._body(request) for request in requests]  # all are looked at before the first costs anything
         calls = [Call() for _ in asked]
         with ThreadPoolExecutor(self._spec.parallel, "remote-engine") as pool:
             try:
                 done = [pool.submit(self._whole, *one, call) for one, call in zip(asked, calls, strict=True)]
-                return [future.result() for future in done]
+                for future in done:
+                    yield future.result()
             except BaseException:
                 for call in calls:
                     call.cancel()

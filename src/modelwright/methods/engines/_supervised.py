@@ -80,6 +80,9 @@ class Supervised:
         found = self._alive().ask("generate", [plain(request) for request in requests]).result()
         return [read(Completion, fields) for fields in found]
 
+    def answers(self, requests: Sequence[Request]) -> Iterator[Completion]:
+        yield from self.generate(requests)
+
     def score(self, tokens: Sequence[Sequence[int]]) -> list[list[float]]:
         found: list[list[float]] = self._call("score", [[int(token) for token in row] for row in tokens])
         return found
