@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 
@@ -43,8 +44,24 @@ def count_text(value: float) -> str:
     return f"{value:g}" if value == int(value) else f"{value:.3g}"
 
 
+def count_of(text: str) -> float:
+    """The number of `30M`, `1.5B`, `2e9`, `4096`; ValueError for anything else."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?(?:e\d+)?)([kMBT]?)", text)
+    if found is None:
+        raise ValueError(f"{text!r} is no count: write 4096, 2e9, 30M or 1.5B")
+    return float(found[1]) * {"": 1.0, "k": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}[found[2]]
+
+
+def rate_text(value: float, unit: str) -> str:
+    """`110 GFLOP/s`."""
+    for prefix, size in (("T", 1e12), ("G", 1e9), ("M", 1e6)):
+        if value >= size * 0.9995:
+            return f"{value / size:.3g} {prefix}{unit}"
+    return f"{value:.3g} {unit}"
+
+
 def usd_text(value: float) -> str:
-    return "free" if value == 0 else f"${value:.2f}"
+    return "free" if value == 0 else f"${value:.2f}" if value >= 0.005 else "under $0.01"
 
 
 def duration_s(text: str) -> float | None:
@@ -66,3 +83,13 @@ def moment_s(text: str, now_s: float) -> float:
     now = datetime.fromtimestamp(now_s)
     then = now.replace(hour=int(found[1]), minute=int(found[2]), second=0, microsecond=0)
     return (then if then > now else then + timedelta(days=1)).timestamp()
+
+
+def text_table(rows: Sequence[dict[str, str]]) -> str:
+    """Plain columns, for `print` and for terminals without colour."""
+    if not rows:
+        return "(nothing)"
+    names = list(rows[0])
+    width = {n: max(len(n), *(len(r.get(n, "")) for r in rows)) for n in names}
+    lines = ["  ".join(n.ljust(width[n]) for n in names), "  ".join("-" * width[n] for n in names)]
+    return "\n".join(lines + ["  ".join(r.get(n, "").ljust(width[n]) for n in names).rstrip() for r in rows])

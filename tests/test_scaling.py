@@ -1,0 +1,194 @@
+"""Scaling: the best split against its closed form, fits against a known law, and no word beyond the ladder."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from pathlib import Path
+
+import pytest
+
+from modelwright.cli.main import main
+from modelwright.core.errors import UserError
+from modelwright.core.store import Store
+from modelwright.core.units import count_of
+from modelwright.plan._scaling_fit import BEYOND, Run, fit
+from modelwright.plan._scaling_runs import judged, ladders, read_runs
+from modelwright.plan.scaling import FIRST, KNOWN, LAWS, REFITTED, Law, best_split, given_size, worth_tokens
+
+TRUE = Law(1.7, 400.0, 900.0, 0.35, 0.37, "made up")
+SIZES, LENGTHS = (1e6, 3e6, 1e7, 3e7), (2e7, 8e7, 3e8)
+
+
+def ladder(noise: float = 0.0, seed: int = 1) -> list[Run]:
+    draw = random.Random(seed)
+    return [Run(f"{n:.0e}-{d:.0e}", n, d, TRUE.loss(n, d) * math.exp(draw.gauss(0, noise))) for n in SIZES for d in LENGTHS]
+
+
+@pytest.mark.parametrize("law", LAWS.values(), ids=LAWS)
+@pytest.mark.parametrize("flops", [1e15, 1e18, 5.76e23])
+def test_the_best_split_is_that_of_equation_4(law: Law, flops: float) -> None:
+    a, b = law.params_power, law.tokens_power
+    g = (a * law.params_scale / (b * law.tokens_scale)) ** (1 / (a + b))
+    found = best_split(law, flops)
+    assert found.params == pytest.approx(g * (flops / 6) ** (b / (a + b)), rel=1e-5)
+    assert 6 * found.params * found.tokens == pytest.approx(flops)
+
+
+def test_chinchilla_is_near_what_the_refitted_law_asks_for() -> None:
+    """The replication's own finding: about 20 tokens a weight at that budget."""
+    assert 15 < best_split(REFITTED, 5.88e23).tokens_per_param < 25
+    assert best_split(FIRST, 5.88e23).tokens_per_param > 40, "the first fit asks for smaller models than Chinchilla was"
+
+
+def test_what_is_used_much_is_smaller_and_trained_longer() -> None:
+    splits = [best_split(REFITTED, 1e19, tokens) for tokens in (0.0, 1e9, 1e10)]
+    assert splits[0].params > splits[1].params > splits[2].params
+    assert splits[0].tokens_per_param < splits[1].tokens_per_param < splits[2].tokens_per_param
+    for split in splits:
+        assert split.training_flops + split.inference_flops == pytest.approx(1e19)
+        for factor in (0.9, 1.1):
+            beside = given_size(REFITTED, 1e19, split.params * factor, split.inference_flops / 2 / split.params)
+            assert beside.loss >= split.loss
+    with pytest.raises(UserError, match="do not pay"):
+        best_split(REFITTED, 1e12, 1e12)
+
+
+def test_repeated_tokens_are_worth_less() -> None:
+    assert worth_tokens(1e6, 5e5) == 5e5
+    assert worth_tokens(1e6, 4e6) == pytest.approx(3.73e6, rel=0.01), "four epochs are nearly as good as fresh text"
+    assert worth_tokens(1e6, 1e9) == pytest.approx((1 + 15.39) * 1e6)
+
+
+def test_a_law_without_noise_is_found_again() -> None:
+    fitted = fit(ladder())
+    assert fitted.free == 5
+    for name in Law._fields[:-1]:
+        assert getattr(fitted.law, name) == pytest.approx(getattr(TRUE, name), rel=0.03)
+    said = fitted.predict(1e8, 1e9)
+    assert said.loss == pytest.approx(TRUE.loss(1e8, 1e9), rel=1e-3)
+
+
+def test_intervals_hold_what_comes() -> None:
+    inside = 0
+    for seed in range(12):
+        said = fit(ladder(0.005, seed), seed).predict(6e7, 6e8)
+        inside += said.low <= TRUE.loss(6e7, 6e8) <= said.high
+        assert said.low < said.loss < said.high
+    assert inside >= 10
+
+
+def test_few_runs_borrow_the_published_powers() -> None:
+    runs = [run for run in ladder() if run.params in SIZES[::3] and run.tokens in LENGTHS[::2]]
+    fitted = fit(runs)
+    assert (fitted.free, fitted.law.params_power) == (3, pytest.approx(REFITTED.params_power))
+    assert "powers of" in fitted.law.source
+
+
+def test_what_cannot_be_told_is_refused() -> None:
+    runs = ladder()
+    fitted = fit(runs)
+    for params, tokens in ((BEYOND * 1.01 * max(SIZES), 1e8), (1e7, BEYOND * 1.01 * max(LENGTHS)), (min(SIZES) / 11, 1e8)):
+        with pytest.raises(UserError, match="says nothing of"):
+            fitted.predict(params, tokens)
+    with pytest.raises(UserError, match="at least 4 runs"):
+        fit(runs[:3])
+    with pytest.raises(UserError, match="one size"):
+        fit([run._replace(params=1e6 + index) for index, run in enumerate(runs)])
+    with pytest.raises(UserError, match="one length"):
+        fit([run._replace(tokens=1e6 + index) for index, run in enumerate(runs)])
+    with pytest.raises(UserError, match="finite"):
+        fit([*runs, Run("bad", 1e6, 1e6, math.nan)])
+
+
+def test_files_of_runs(tmp_path: Path) -> None:
+    rows = tmp_path / "runs.csv"
+    rows.write_text("name,params,tokens,loss\n" + "".join(f"{r.name},{r.params},{r.tokens},{r.loss}\n" for r in ladder()))
+    lines = tmp_path / "runs.jsonl"
+    lines.write_text("".join(json.dumps(r._asdict()) + "\n" for r in ladder()))
+    assert read_runs(rows) == read_runs(lines) == tuple(ladder())
+    rows.write_text("params,tokens,loss\n1e6,1e7,3.2\n1e6,many,3.1\n")
+    with pytest.raises(UserError, match="line 3"):
+        read_runs(rows)
+    lines.write_text("[1]\n")
+    with pytest.raises(UserError, match="line 1 is no object"):
+        read_runs(lines)
+    lines.write_text('{"params": 1\n')
+    with pytest.raises(UserError, match="line 1 is not JSON"):
+        read_runs(lines)
+
+
+def finished(store: Path, run: Run, start: str | None = None) -> None:
+    folder = store / "model" / f"{run.name.replace('+', '')}-{abs(hash(run)):012x}"
+    folder.mkdir(parents=True)
+    spec = {"start": start, "objective": {"kind": "next_token"}}
+    manifest = {
+        "schema": 1,
+        "made_by": {"time": "2026-01-01"},
+        "kind": "train",
+        "key": f"{abs(hash(run)):064x}",
+        "spec": spec,
+        "identity": {"parents": {"vocab": "a" * 64, "data.0.ref": "b" * 64}},
+        "stats": {"params": run.params, "tokens": run.tokens, "loss_last": 9.0},
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    event = {"event": "validation", "step": 3, "set": "held", "rows": 1, "loss": run.loss}
+    first = {**event, "step": 1, "loss": run.loss + 1}
+    (folder / "metrics.jsonl").write_text(f"{json.dumps(first)}\n{json.dumps(event)}\n")
+
+
+def test_predictions_are_held_against_the_next_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = tmp_path / "store"
+    for run in ladder(0.002):
+        finished(store, run)
+    finished(store, Run("tuned", 1e6, 1e6, 1.0), start="base")
+    (found,) = ladders(Store(store))
+    assert len(found.runs) == 12 and found.measured == "on held"
+    asked = ["scale", "--fit", "--store", str(store), "--json"]
+    assert main([*asked, "--params", "60M", "--tokens", "600M"]) == 0
+    said = json.loads(capsys.readouterr().out)["prediction"]
+    came = TRUE.loss(6e7, 6e8)
+    finished(store, Run("next", 6e7, 6e8, came))
+    page = tmp_path / "page.html"
+    assert main([*asked, "--flops", "1e17", "--html", str(page)]) == 0
+    tree = json.loads(capsys.readouterr().out)
+    assert [(one["loss"], one["measured"]) for one in tree["judged"]] == [(pytest.approx(said["loss"]), pytest.approx(came))]
+    assert tree["judged"][0]["inside"] == (said["low"] <= came <= said["high"])
+    assert page.read_text().count("<svg") == 2 and "<script" not in page.read_text()
+    kept = [json.loads(line) for line in (store / "predictions.jsonl").read_text().splitlines()]
+    (again,) = ladders(Store(store))
+    assert len(judged(kept, again)) == 1
+    assert judged([{**kept[0], "runs": [run.name for run in again.runs]}], again) == [], "a run of the fit was not predicted"
+
+
+def test_the_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["scale", "--flops", "1e19", "--inference-tokens", "1B", "--unique-tokens", "100M", "--known"]) == 0
+    text = capsys.readouterr().out
+    assert "worth fresh tokens" in text and all(run.name in text for run in KNOWN)
+    assert main(["scale", "--time", "2h", "--device", "t4", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["budget"]["flops"] > 1e16
+    for wrong in ([], ["--flops", "1e9", "--hours", "2"], ["--known", "--params", "1M"], ["--flops", "9", "--device", "t4"]):
+        with pytest.raises(SystemExit):
+            main(["scale", *wrong])
+    assert main(["scale", "--fit", "--store", str(tmp_path / "none")]) == 2
+    assert "0 ladders" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("text", "value"), [("30M", 3e7), ("1.5B", 1.5e9), ("2e9", 2e9), ("4096", 4096), ("2k", 2000)])
+def test_counts(text: str, value: float) -> None:
+    assert count_of(text) == value
+
+
+@pytest.mark.parametrize("text", ["", "M", "3 M", "-3", "1e", "3G", "nan"])
+def test_no_counts(text: str) -> None:
+    with pytest.raises(ValueError, match="no count"):
+        count_of(text)
+
+
+def test_a_budget_beyond_the_ladder_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    rows = tmp_path / "runs.csv"
+    rows.write_text("name,params,tokens,loss\n" + "".join(f"{r.name},{r.params},{r.tokens},{r.loss}\n" for r in ladder()))
+    assert main(["scale", "--fit", str(rows), "--flops", "1e17"]) == 0
+    assert main(["scale", "--fit", str(rows), "--flops", "1e22"]) == 2
+    assert "the ladder says nothing of" in capsys.readouterr().err
