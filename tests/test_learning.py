@@ -1,0 +1,118 @@
+"""Learning paths: every recipe of every path loads, plans within its promise, and goes on from what those before it made."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+import modelwright as mw
+from modelwright.cli.learn import DEVICES, planned
+from modelwright.cli.main import main
+from modelwright.plan import learning
+
+NAMES = learning.names()
+TINY = {
+    "questions.source.package": "json",
+    "corpus.source.package": "json",
+    "corpus.steps": [],
+    "lessons.source.package": "json",
+    "preferences.source.package": "json",
+    "vocab.method.size": 400,
+    "small_vocab.method.size": 300,
+    "base.steps": 3,
+    "chat.steps": 3,
+    "chat_lora.steps": 2,
+    "continued.steps": 2,
+    **{f"rung{n}.steps": 2 + n % 2 for n in range(1, 7)},
+}
+
+
+def test_the_five_paths() -> None:
+    assert NAMES == ["alignment", "balanced", "complete", "fast-track", "inference"]
+    for name in NAMES:
+        path = learning.read(name)
+        files = {file.stem for file in (learning.folder() / name).glob("*.yaml")} - {"path"}
+        assert {step.recipe for step in path.steps} == files, "no recipe lies there unused"
+        assert 0 <= path.budget_usd <= 50
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_step_reuses_what_those_before_it_made(name: str, tmp_path: Path) -> None:
+    path = learning.read(name)
+    for full in (False, True):
+        keys: dict[str, str] = {}
+        named: set[str] = set()
+        for step in path.steps:
+            small = mw.load(learning.recipe(name, step), store=tmp_path)
+            stages = list(small.recipe.stages)
+            project = mw.load(learning.recipe(name, step), *path.overrides(stages), store=tmp_path) if full else small
+            named |= {key for key in path.full if key.partition(".")[0] in stages}
+            for one in project.steps():
+                assert keys.setdefault(one.name, one.key) == one.key, f"{step.recipe}: {one.name} is another one than before"
+        assert not full or named == set(path.full), "every change is of some stage"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_full_size_stays_within_its_promise(name: str, tmp_path: Path) -> None:
+    path = learning.read(name)
+    costs = planned(name, path, tmp_path)
+    for where in DEVICES:
+        assert 0 < sum(cost[where].usd for cost in costs) <= path.budget_usd
+    assert sum(cost["here"].seconds for cost in costs) < 3600, "small is for a laptop"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_recipes_have_no_pitfall(name: str, tmp_path: Path) -> None:
+    for step in learning.read(name).steps:
+        project = mw.load(learning.recipe(name, step), store=tmp_path)
+        assert [(found.rule, found.where, found.what) for found in project.pitfalls(data=False)] == [], step.recipe
+
+
+def test_they_are_written_whole_or_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for full in ([], ["--full"]):
+        out = tmp_path / f"out{len(full)}"
+        assert main(["learn", "balanced", "--out", str(out), *full]) == 0
+        path = learning.read("balanced")
+        for step in path.steps:
+            tree = yaml.safe_load((out / f"{step.recipe}.yaml").read_text())
+            assert mw.load(out / f"{step.recipe}.yaml", store=tmp_path / "store").recipe.name == tree["name"]
+            if full and "base" in tree["stages"]:
+                assert tree["stages"]["base"]["steps"] == path.full["base.steps"]
+        (out / "1-text.yaml").unlink()
+        assert main(["learn", "balanced", "--out", str(out)]) == 2
+        assert not (out / "1-text.yaml").exists(), "nothing is written beside what is there"
+    assert "already has" in capsys.readouterr().err
+
+
+def test_the_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["learn"]) == 0
+    text = capsys.readouterr().out
+    assert all(name in text for name in NAMES)
+    assert main(["learn", "fast-track", "--store", str(tmp_path)]) == 0
+    text = capsys.readouterr().out
+    assert "modelwright run 1-base.yaml" in text and "full size, t4" in text
+    assert main(["learn", "fast-track", "--json", "--store", str(tmp_path)]) == 0
+    assert len(json.loads(capsys.readouterr().out)["costs"]) == 2
+    assert main(["learn", "fast"]) == 2
+    assert "fast-track" in capsys.readouterr().err
+    for wrong in (["--full"], ["balanced", "--full"]):
+        with pytest.raises(SystemExit):
+            main(["learn", *wrong])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_every_recipe_runs(name: str, tmp_path: Path) -> None:
+    """At a size that shows that the parts fit; the small size itself takes minutes."""
+    for step in learning.read(name).steps:
+        file = learning.recipe(name, step)
+        stages = mw.load(file, store=tmp_path).recipe.stages
+        tiny = [f"stages.{key}={json.dumps(value)}" for key, value in TINY.items() if key.partition(".")[0] in stages]
+        tiny += [
+            f'stages.{key}.tasks=[{{"kind": "perplexity", "rows": 3}}]' for key, s in stages.items() if s.produces == "evaluation"
+        ]
+        outcomes = mw.load(file, *tiny, store=tmp_path).run(gates=False).outcomes
+        assert all(outcome.artifact is not None for outcome in outcomes), step.recipe
