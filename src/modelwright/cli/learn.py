@@ -73,10 +73,7 @@ def planned(name: str, path: LearningPath, store: Path) -> list[dict[str, Cost]]
             before = made.setdefault(where, set())
             rows = [row for row in plan.rows if row.key not in before and row.state != "cached"]
             before |= {row.key for row in plan.rows}
-            peaks = [row.estimate.memory.value for row in rows]
-            costs[where] = Cost(
-                sum(row.estimate.seconds.value for row in rows), sum(row.usd for row in rows), max(peaks, default=0.0)
-            )
+            costs[where] = Cost(sum(row.estimate.seconds.value for row in rows), sum(row.usd for row in rows))
         found.append(costs)
     return found
 
