@@ -44,7 +44,8 @@ def word() -> str:
 
 
 def write_model(folder: Path) -> Path:
-    """A GGUF file of random weights whose 49,152 tokens all have a text: bytes, and pairs of them."""
+    """A GGUF file of random weights whose 49,152 tokens are bytes, pairs and triples of printable characters: a token that is half
+    a character would be told with the next one."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -55,9 +56,12 @@ def write_model(folder: Path) -> Path:
     from modelwright.nn.model import build
 
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    pairs = [(a, b) for a in letters for b in letters][: VOCAB - len(letters) - 1]
-    texts = ["<eos>", *letters, *(a + b for a, b in pairs)]
-    bare = Tokenizer(models.BPE({text: index for index, text in enumerate(texts)}, pairs))
+    shown = [letter for letter in letters if letter.isascii()]
+    pairs = [(a, b) for a in shown for b in shown]
+    merges = pairs + [(a + b, c) for a, b in pairs for c in shown][: VOCAB - len(letters) - len(pairs) - 1]
+    texts = ["<eos>", *letters, *(a + b for a, b in merges)]
+    assert len(set(texts)) == VOCAB
+    bare = Tokenizer(models.BPE({text: index for index, text in enumerate(texts)}, merges))
     bare.pre_tokenizer, bare.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     torch.manual_seed(0)
     build(Llama(**SHAPE).config(VOCAB, CONTEXT)).save_pretrained(folder)
