@@ -44,8 +44,8 @@ def word() -> str:
 
 
 def write_model(folder: Path) -> Path:
-    """A GGUF file of random weights whose 49,152 tokens are bytes, pairs and triples of printable characters: a token that is half
-    a character would be told with the next one."""
+    """A GGUF file of random weights whose 49,152 tokens are bytes, pairs and triples of printable characters: a token that is
+    half a character would be told with the next one."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
