@@ -7,9 +7,9 @@ import types
 import typing
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, Self
 
-from pydantic import AfterValidator, BaseModel, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from modelwright.core.errors import UserError, UserErrors
@@ -52,6 +52,23 @@ class RuntimeFields(Spec):
     start, and one that will not do with it is refused before the work. Unset: as much as the machine has."""
 
 
+class Budget(Spec):
+    """What all that is left to do may take; never part of a key. A plan that takes more is refused, with what would do."""
+
+    usd: float | None = Field(None, gt=0)
+    """Dollars: rent of the planned machine, paid APIs, and electricity where the machine is one's own and its power is known."""
+    hours: float | None = Field(None, gt=0)
+    """Hours from the first stage to the last."""
+    kwh: float | None = Field(None, gt=0)
+    """Energy of the boards that compute, in kilowatt-hours."""
+
+    @model_validator(mode="after")
+    def _limits_something(self) -> Self:
+        if self.usd is None and self.hours is None and self.kwh is None:
+            raise ValueError("a budget limits something: give `usd`, `hours` or `kwh`")
+        return self
+
+
 class Head(Spec):
     """What stands above the stages."""
 
@@ -59,10 +76,15 @@ class Head(Spec):
     """What the result is called: a word of small letters, digits and dashes."""
     description: str = ""
     """A sentence for the report and the model card."""
+    accept: tuple[str, ...] = ()
+    """Pitfall rules that are known and meant to be so here, by the names that `modelwright check` and `plan --why` tell. One that
+    finds nothing is told, so that it does not hide a later pitfall. Default: none is meant."""
     seed: int = Field(0, ge=0, lt=2**32)
     """Seed of everything random; another seed makes other artifacts."""
     runtime: RuntimeFields = RuntimeFields()
     """How it runs on this machine."""
+    budget: Budget | None = None
+    """What it may take altogether; unset: no limit."""
 
 
 class Recipe(Head):

@@ -1,0 +1,136 @@
+"""What a pitfall rule looks at, and what it says. The rules are in `_lint_recipe.py`, `_lint_settings.py` and `_lint_rows.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from modelwright.core.recipe import Budget
+from modelwright.core.stage import Estimate, Facts, Machine, parse_ref
+from modelwright.plan._lint_data import Data
+
+Severity = Literal["warning", "hint"]
+"""`warning`: the result will most likely not be what was meant. `hint`: look whether it is meant so."""
+Loc = tuple[str | int, ...]
+TEXTS, TUNED = ("text", "documents"), ("answers", "pairs")
+"""What objectives need that learn a language, and those that learn how to answer."""
+CHARS_PER_TOKEN = 3.5
+"""As estimates of trainings take it (`stages/_train_cost.py`)."""
+
+
+class Look(NamedTuple):
+    """One stage of a recipe and what is known around it."""
+
+    name: str
+    kind: str
+    stage: Any
+    stages: Mapping[str, Any]
+    """All of the recipe, in order."""
+    kinds: Mapping[str, str]
+    facts: Mapping[str, Facts]
+    """Of its references."""
+    paths: Mapping[str, Path]
+    """Where its references to files of the user's own lead."""
+    estimate: Estimate
+    machine: Machine
+    budget: Budget | None
+    rows: Data | None
+    """None: no data is to be read."""
+    folders: Mapping[str, Path]
+    """Of artifacts that are made, by reference, and by name those of all stages; empty where no data is to be read."""
+    is_made: bool
+
+    @property
+    def is_training(self) -> bool:
+        return self.kind == "train"
+
+    def parent(self, ref: str | None) -> tuple[str, Any] | None:
+        """The earlier stage that a reference names, and its name."""
+        if ref is None or (address := parse_ref(ref)).kind != "stage":
+            return None
+        return address.name, self.stages[address.name]
+
+    def trainings(self, ref: str | None) -> list[str]:
+        """Names of the trainings that made a model, the last first."""
+        found: list[str] = []
+        while (parent := self.parent(ref)) is not None:
+            name, stage = parent
+            found += [name] * (self.kinds[name] == "train")
+            refs = {path: ref for path, (ref, _) in stage.refs().items()}
+            ref = refs.get("start", refs.get("model"))
+        return found
+
+    def path(self, field: str, name: str | None = None) -> str:
+        """An override's path."""
+        return f"stages.{name or self.name}.{field}"
+
+    def row_tokens(self) -> float | None:
+        """Tokens of a usual row of `data`, as far as they are known."""
+        tokens = rows = 0.0
+        for mix in self.stage.data:
+            fact = self.facts.get(mix.ref)
+            if fact is None or not fact.rows or (size := tokens_of(fact)) is None:
+                return None
+            tokens, rows = tokens + size, rows + fact.rows
+        return tokens / rows
+
+    def epochs(self) -> float | None:
+        """Times that a usual row is used; None where too little is known."""
+        own = [mix.epochs for mix in self.stage.data if mix.epochs is not None]
+        if self.stage.epochs is not None or own:
+            return float(max([*own, self.stage.epochs or 0.0]))
+        sizes = [tokens_of(self.facts[mix.ref]) if mix.ref in self.facts else None for mix in self.stage.data]
+        known = [size for size in sizes if size]
+        seen = float(self.stage.steps * self.stage.batch_tokens)
+        return seen / sum(known) if len(known) == len(sizes) else None
+
+
+def tokens_of(fact: Facts) -> float | None:
+    if fact.tokens is not None:
+        return fact.tokens
+    size = fact.chars if fact.chars is not None else fact.bytes
+    return size / CHARS_PER_TOKEN if size is not None else None
+
+
+class Fault(NamedTuple):
+    """What a rule found at one place."""
+
+    at: Loc
+    """Path of keys within the stage."""
+    what: str
+    mend: str
+    """The override to type, or what else to do."""
+
+
+class Rule(NamedTuple):
+    name: str
+    """By which `accept` silences it."""
+    severity: Severity
+    why: str
+    source: str
+    find: Callable[[Look], Iterator[Fault]]
+    reads_rows: bool = False
+    """It looks at rows that are made, so that only `check` asks it."""
+
+
+class Finding(NamedTuple):
+    """A pitfall, for people and programs."""
+
+    rule: str
+    severity: Severity
+    stage: str
+    where: str
+    """Place in the recipe's file."""
+    what: str
+    why: str
+    mend: str
+    source: str
+
+
+def kind_of(spec: Any) -> str:
+    return str(spec.model_dump(include={"kind"})["kind"])
+
+
+def refs_of(mixes: Sequence[Any] | None) -> list[str]:
+    return [mix.ref for mix in mixes or ()]
