@@ -35,10 +35,24 @@ Runtime = _Runtime()
 
 
 class Advice(NamedTuple):
-    """What the advisor knows of a method."""
+    """What the advisor knows of a method. An empty text or a zero: it is no matter of that, or nobody tells."""
 
     use_when: str
     avoid_when: str
+    needs: str = ""
+    """What it learns from, as a user would say it."""
+    least_rows: int = 0
+    """Rows below which `source` advises against it."""
+    cost: float = 0.0
+    """Work for a row, relative to SFT of all weights on one answer of that length; time, energy and money go with it."""
+    memory: float = 0.0
+    """Weights, gradients and states of every model that it holds, relative to SFT of all weights with AdamW: 16 bytes each."""
+    quality: str = ""
+    """What its rows have to be like."""
+    deployment: str = ""
+    """What it takes to serve the result."""
+    source: str = ""
+    """Where these facts are from: title and address, and how `cost` and `memory` were reckoned."""
 
 
 class Spec(BaseModel):
