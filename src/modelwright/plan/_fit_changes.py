@@ -1,0 +1,327 @@
+"""What to change in a stage that does not fit, cheapest first: the same result, then rounding, another method, less data, a
+smaller model, more cards. What each gives is the stage's own estimate before and after; what it costs stands here, with its
+source.
+
+Sources of costs: recomputation, Chen et al. 2016, arXiv:1604.06174; products in 16 bits, Micikevicius et al. 2018,
+arXiv:1710.03740; steps in the backward pass, Lv et al. 2023, arXiv:2306.09782; states in 8 bits, Dettmers et al. 2022,
+arXiv:2110.02861 (abstract); adapters, Biderman et al. 2024, arXiv:2405.09673 (abstract); sharding, Rajbhandari et al. 2020,
+arXiv:1910.02054.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import yaml
+
+from modelwright.core.parallel import Parallel
+from modelwright.core.spec import Spec
+from modelwright.core.stage import Facts, Given, parse_ref
+from modelwright.core.units import bytes_text, count_text
+from modelwright.plan._fit_models import in_four_bits
+from modelwright.plan.fit import STEP, Change, Tried, attempt, largest
+from modelwright.plan.models import bases
+
+LEAST_FRAC = 0.005
+"""Changes that give less of the memory than this are left out: they are lost in the interval."""
+CHARS_PER_TOKEN = 3.5
+"""Where only characters of rows are known; byte-level BPE on code and English gives 3 to 4.5."""
+MOST_CARDS = 64
+LEAST_RANK, LEAST_LENGTH = 4, 256
+"""Below these nobody is advised to go: little is learned so."""
+
+Lengths = Mapping[str, Mapping[str, Any]]
+
+
+class Option(NamedTuple):
+    """A change that can be tried."""
+
+    name: str
+    values: dict[str, Any]
+    """By dotted path in the stage."""
+    costs: str
+    given: Given | None = None
+    """What is known then, where that changes."""
+    sets: tuple[str, ...] = ()
+    """What to type, where it is no field of the stage."""
+
+
+def changes(first: Tried, name: str, lengths: Lengths) -> tuple[tuple[Change, ...], tuple[str, ...]]:
+    """Each after those before it, until all fits; and what to type of them so that it does."""
+    now, taken = first, list[Option]()
+    found: list[Change] = []
+    for offer in OFFERS:
+        if offer is _length and (change := four_bits(now)) is not None:
+            found.append(change)
+        option = offer(now, lengths)
+        then = attempt(now, option.values, option.given) if option is not None else None
+        if option is None or then is None:
+            continue
+        before, after = now.need.high_bytes, then.alike(now.need).high_bytes
+        if before - after < LEAST_FRAC * now.need.has_bytes:
+            continue
+        found.append(
+            Change(option.name, _sets(option, name), before - after, after, _slower(now, then) + option.costs, then.fits)
+        )
+        taken.append(option)
+        now = then
+        if now.fits:
+            return tuple(found), _fewest(first, taken, name)
+    return tuple(found), ()
+
+
+def _fewest(first: Tried, taken: list[Option], name: str) -> tuple[str, ...]:
+    """What to type of the options: those without which the last would not do."""
+    for option in reversed(taken[:-1]):
+        fewer = [one for one in taken if one is not option]
+        if (found := _all(first, fewer)) is not None and found.fits:
+            taken = fewer
+    return tuple(text for option in taken for text in _sets(option, name))
+
+
+def _all(first: Tried, options: Sequence[Option]) -> Tried | None:
+    values: dict[str, Any] = {}
+    given = first.given
+    for option in options:
+        values |= option.values
+        if option.given is not None:
+            given = given._replace(
+                parents={**given.parents, **option.given.parents},
+                parallel=option.given.parallel if option.given.parallel.processes > 1 else given.parallel,
+            )
+    return attempt(first, values, given)
+
+
+def _sets(option: Option, name: str) -> tuple[str, ...]:
+    return option.sets or tuple(f"stages.{name}.{path}={written(value)}" for path, value in option.values.items())
+
+
+def written(value: Any) -> str:
+    """As YAML in one line."""
+    value = list(value) if isinstance(value, tuple) else value
+    return yaml.safe_dump(value, default_flow_style=True, width=1000).removesuffix("\n").removesuffix("...").strip()
+
+
+def _slower(now: Tried, then: Tried) -> str:
+    times = then.estimate.seconds.value / max(now.estimate.seconds.value, 1e-9)
+    return f"{times:.2f} times the time; " if abs(times - 1) >= 0.02 else ""
+
+
+# --- the same result --------------------------------------------------------------------------------
+
+
+def _micro(now: Tried, lengths: Lengths) -> Option | None:
+    if not {"micro_tokens", "batch_tokens", "length"} <= set(type(now.stage).model_fields):
+        return None
+    stage: Any = now.stage
+    at_once = min(stage.resolve(now.given).micro_tokens, stage.batch_tokens)
+    least = -(-stage.length // STEP)
+    most = -(-at_once // STEP) - 1
+    size = _largest(now, lambda value: {"micro_tokens": STEP * value}, least, most)
+    if size is None:
+        return None
+    costs = "the same result; matrix products of fewer than some hundred tokens run slower"
+    return Option(f"micro-batches of {STEP * size:,} tokens", {"micro_tokens": STEP * size}, costs)
+
+
+def _recompute(now: Tried, lengths: Lengths) -> Option | None:
+    return Option("compute layers again in the backward pass", {"recompute": "full"}, "the same to the bit (arXiv:1604.06174)")
+
+
+def _offload(what: str, now: Tried, lengths: Lengths) -> Option | None:
+    held = field_of(now.stage, "offload", ())
+    if what in held:
+        return None
+    costs = "the same to the bit; a copy there and back each step, over the link of the card"
+    return Option(f"keep {what} in the processor's memory", {"offload": (*held, what)}, costs)
+
+
+# --- the same but for rounding ----------------------------------------------------------------------
+
+
+def _states(now: Tried, lengths: Lengths) -> Option | None:
+    costs = "as good as 32 bits in the paper's tasks, up to 1.5B weights (arXiv:2110.02861)"
+    return Option("optimizer's states in 8 bits", {"optimizer.kind": "adamw8bit"}, costs)
+
+
+def _half(now: Tried, lengths: Lengths) -> Option | None:
+    type_ = now.given.machine.products("bf16")[0]
+    if type_ == "fp32" and now.given.machine.fp16_flops_per_s:
+        type_ = "fp16"
+    costs = "rounding in products; weights, sums and loss stay float32 (arXiv:1710.03740)"
+    return Option(f"products in {type_}", {"precision": type_}, costs)
+
+
+def _in_backward(now: Tried, lengths: Lengths) -> Option | None:
+    values = {"step_in_backward": True, "clip": 0.0}
+    costs = "differs by rounding, and gradients are not clipped (arXiv:2306.09782)"
+    return Option("step weights inside the backward pass", values, costs)
+
+
+# --- another method ---------------------------------------------------------------------------------
+
+
+def _adapter(now: Tried, lengths: Lengths) -> Option | None:
+    costs = "learns less of programming and mathematics than all weights do, and forgets less (arXiv:2405.09673)"
+    taken = field_of(now.stage, "adapter", None) is not None
+    return None if taken else Option("train LoRA beside frozen weights", {"adapter": "lora"}, costs)
+
+
+def _rank(now: Tried, lengths: Lengths) -> Option | None:
+    rank = field_of(field_of(now.stage, "adapter", None), "rank", 1)
+    less = _largest(now, lambda value: {"adapter.rank": value}, LEAST_RANK, rank - 1)
+    if less is None:
+        return None
+    return Option(f"LoRA of rank {less}", {"adapter.rank": less}, "less room to learn in (arXiv:2106.09685, table 6)")
+
+
+def four_bits(now: Tried) -> Change | None:
+    """QLoRA in place of LoRA, for information."""
+    shape = next((facts.shape for facts in now.given.parents.values() if facts.shape), None)
+    if (
+        shape is None
+        or field_of(now.stage, "adapter", None) is None
+        or not any(part.name == "weights" for part in now.need.parts)
+    ):
+        return None
+    then = in_four_bits(now.need, shape, now)
+    costs = "as good as LoRA beside 16 bits in the paper's tests (arXiv:2305.14314)"
+    gives = now.need.high_bytes - then.high_bytes
+    return Change("QLoRA: the frozen weights in 4 bits", (), gives, then.high_bytes, costs, then.fits, here=False)
+
+
+# --- less data, a smaller model, more cards ---------------------------------------------------------
+
+
+def _length(now: Tried, lengths: Lengths) -> Option | None:
+    if not {"micro_tokens", "batch_tokens", "length"} <= set(type(now.stage).model_fields):
+        return None
+    stage: Any = now.stage
+
+    whole = {"step_in_backward": False} if field_of(stage, "step_in_backward", False) else {}  # it needs steps of one micro-batch
+
+    def values(size: int) -> dict[str, Any]:
+        return {"length": STEP * size, "micro_tokens": STEP * size, **whole}
+
+    size = _largest(now, values, LEAST_LENGTH // STEP, -(-stage.length // STEP) - 1)
+    if size is None:
+        return None
+    return Option(f"rows of at most {STEP * size:,} tokens", values(size), _cut(now, STEP * size, lengths))
+
+
+def _cut(now: Tried, length: int, lengths: Lengths) -> str:
+    """How many rows are longer, where that is known."""
+    stage: Any = now.stage
+    known = [(mix.ref, lengths[mix.ref]) for mix in stage.data if mix.ref in lengths]
+    total = sum(sum(histogram["counts"]) for _, histogram in known)
+    if not total:
+        return "longer texts are cut into pieces, longer chats left out; how many is not known yet"
+    over = 0.0
+    for ref, histogram in known:
+        facts = now.given.parents.get(ref, Facts(type="records"))
+        each = facts.chars / facts.tokens if facts.chars and facts.tokens else CHARS_PER_TOKEN
+        over += _above(histogram, length * each)
+    return f"about {over / total:.0%} of {count_text(total)} rows are longer: texts are cut into pieces, chats left out"
+
+
+def _above(histogram: Mapping[str, Any], chars: float) -> float:
+    """Rows longer than this; evenly spread inside a bin."""
+    edges, counts = histogram["edges"], histogram["counts"]
+    bins = zip(edges, edges[1:], counts, strict=False)
+    return float(sum(count * min(1.0, max(0.0, (high - chars) / (high - low))) for low, high, count in bins))
+
+
+def _smaller(now: Tried, lengths: Lengths) -> Option | None:
+    start = field_of(now.stage, "start", None)
+    depth = field_of(field_of(now.stage, "model", None), "depth", 1)
+    if start is None and (less := _largest(now, lambda value: {"model.depth": value}, 1, depth - 1)) is not None:
+        return Option(f"a model of depth {less}", {"model.depth": less}, "fewer weights know less")
+    if start is None or parse_ref(start).kind == "stage":  # an earlier stage decides how large it is
+        return None
+    has = now.given.parents[start].shape
+    for base in reversed(bases()):
+        ref = f"hf:{base.hub}"
+        given = now.given._replace(parents={**now.given.parents, ref: Facts(type="model", shape=base.shape)})
+        smaller = has is None or base.params < has.params
+        if smaller and ((then := attempt(now, {"start": ref}, given)) is not None) and (then.fits or base is bases()[0]):
+            what = f"a start of {count_text(base.params)} weights, such as {base.name}"
+            return Option(what, {"start": ref}, "fewer weights know less", given)
+    return None
+
+
+def _cards(now: Tried, lengths: Lengths) -> Option | None:
+    if now.given.parallel.processes > 1 or now.given.machine.device == "cpu":
+        return None
+
+    def spread(count: int) -> Given:
+        return now.given._replace(parallel=Parallel(shard=count), machine=_several(now, count))
+
+    counts = [2**power for power in range(1, MOST_CARDS.bit_length())]
+    count = next((n for n in counts if (then := attempt(now, {}, spread(n))) is not None and then.fits), counts[-1])
+    costs = f"{count} times the price an hour, for less than so many times the speed (arXiv:1910.02054)"
+    sets = (f"runtime.parallel.shard={count}",)
+    return Option(f"shard over {count} such cards", {}, costs, spread(count), sets)
+
+
+def _several(now: Tried, count: int) -> Any:
+    machine = now.given.machine
+    return machine._replace(
+        devices=count, memory_bytes=machine.memory_bytes * count / machine.devices, usd_per_hour=machine.usd_per_hour * count
+    )
+
+
+OFFERS: tuple[Callable[[Tried, Lengths], Option | None], ...] = (
+    _micro,
+    _recompute,
+    partial(_offload, "activations"),
+    partial(_offload, "states"),
+    _states,
+    _half,
+    _in_backward,
+    _adapter,
+    _rank,
+    _length,
+    _smaller,
+    _cards,
+)
+"""Cheapest first."""
+
+
+def field_of(spec: Any, name: str, without: Any) -> Any:
+    """What stands in the field, or `without` where there is none: stages of all kinds come here."""
+    return getattr(spec, name) if isinstance(spec, Spec) and name in type(spec).model_fields else without
+
+
+def _largest(now: Tried, values: Callable[[int], dict[str, Any]], low: int, high: int) -> int | None:
+    """The largest number with which all fits, else the smallest that can be; None where there is none."""
+    if low > high:
+        return None
+
+    def fits(size: int) -> bool:
+        then = attempt(now, values(size))
+        return then is not None and then.fits
+
+    return largest(fits, low, high) or low
+
+
+def already(now: Tried) -> tuple[str, ...]:
+    """What other programs would still have to switch on, and what it spares at most. A step over lists of tensors holds about a
+    copy of what it steps: https://docs.pytorch.org/docs/stable/generated/torch.optim.AdamW.html (`foreach`)."""
+    stage: Any = now.stage
+    if "micro_tokens" not in type(stage).model_fields:
+        return ()
+    shape = stage.shape(now.given.parents)[0]
+    targets = min(stage.resolve(now.given).micro_tokens, stage.batch_tokens) * stage.objective.target_frac
+    logits, step = 2 * 4.0 * targets * shape.vocab, 4.0 * stage.trainable(shape)
+    found = [
+        (logits, "the loss in chunks", f"logits of {count_text(targets)} targets and their gradient would take"),
+        (
+            step if "adamw" in str(stage.optimizer.model_dump()["kind"]) else 0.0,
+            "a fused step",
+            "one over lists of weights would take",
+        ),
+    ]
+    least = LEAST_FRAC * now.need.has_bytes
+    return tuple(f"{what}: {why} {bytes_text(size)}" for size, what, why in found if size > least)

@@ -1,0 +1,123 @@
+"""Sizes of public base models (`models.yaml`, each with where it was read), and the model that a size or a folder stands for.
+
+A configuration is read as transformers writes it, https://huggingface.co/docs/transformers/main_classes/configuration, without
+transformers: what the file leaves out has the default of its `model_type`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import re
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import yaml
+
+from modelwright.core.errors import UserError
+from modelwright.core.stage import Shape
+from modelwright.core.units import count_text
+
+
+class Base(NamedTuple):
+    """A model to start from."""
+
+    name: str
+    shape: Shape
+    hub: str = ""
+    """Where it is on the Hub; '' for a folder or a size alone."""
+    type: str = "llama"
+    """`model_type` of its configuration."""
+    context: int = 0
+    """Most tokens it was made for; 0: not known."""
+    read: str = ""
+    """Where this was read, beside what the head of `models.yaml` names; or how it was guessed."""
+
+    @property
+    def params(self) -> int:
+        return self.shape.params
+
+
+@cache
+def bases() -> tuple[Base, ...]:
+    """The public ones, smallest first."""
+    text = resources.files(__package__).joinpath("models.yaml").read_text(encoding="utf-8")
+    return tuple(_base(dict(row)) for row in yaml.safe_load(text))
+
+
+def _base(row: dict[str, Any]) -> Base:
+    about = {name: row.pop(name) for name in ("name", "hub", "type", "context", "read")}
+    return Base(shape=Shape(**row), **about)
+
+
+def named(name: str) -> Base:
+    """The public model of this name, or of this address on the Hub; UserError with the nearest one."""
+    for base in bases():
+        if name.lower() in (base.name.lower(), base.hub.lower()):
+            return base
+    names = {base.name.lower(): base.name for base in bases()}
+    near = difflib.get_close_matches(name.lower().rpartition("/")[2], names, n=1)
+    raise UserError(
+        f"the sizes of the model {name!r} are not known here",
+        f"known: {', '.join(names.values())}",
+        f"did you mean {names[near[0]]!r}?" if near else "name a folder with its config.json, or give --params 3B",
+    )
+
+
+def of_params(text: str) -> Base:
+    """`3B`, `360M`: the public model of about so many weights, with as many of its layers as come nearest to them."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([kMBT])?", text)
+    if found is None or float(found[1]) == 0:
+        raise UserError(f"{text!r} is no number of weights", fix="write 3B, 360M or 135000000")
+    wanted = float(found[1]) * {None: 1.0, "k": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}[found[2]]
+    like = min(bases(), key=lambda base: abs(math.log(base.params / wanted)))
+    if abs(like.params / wanted - 1) < 0.01:
+        return like
+    layer = (like.params - like.shape.model_copy(update={"layers": 0}).params) / like.shape.layers
+    layers = max(1, round(like.shape.layers + (wanted - like.params) / layer))
+    windowed = round(like.shape.windowed_layers * layers / like.shape.layers)
+    shape = like.shape.model_copy(update={"layers": layers, "windowed_layers": windowed})
+    read = f"{like.name} with {layers} layers in place of {like.shape.layers}: {count_text(shape.params)} weights"
+    return like._replace(name=text, shape=shape, hub="", read=read)
+
+
+# --- a folder's configuration -----------------------------------------------------------------------
+
+_TIED = ("gemma",)
+"""Families whose configuration has one table for head and embeddings where it does not say; others have two."""
+_WHOLE = {"gemma2": 2, "gemma3_text": 6}
+"""Every so many layers see all tokens, the others a window, where the configuration does not say."""
+_NEEDED = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
+
+
+def of_folder(folder: Path) -> Base:
+    """The model in a folder that has a `config.json`."""
+    from modelwright.methods.architectures import shape_of
+
+    path = folder / "config.json" if folder.is_dir() else folder
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+        text = tree.get("text_config", tree)
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"{path} cannot be read as a model's configuration", str(error), "name a folder with config.json"
+        ) from None
+    kind = text.get("model_type", tree.get("model_type", ""))
+    lacks = [name for name in _NEEDED if not isinstance(text.get(name), int)]
+    if lacks:
+        raise UserError(f"{path} does not say {', '.join(lacks)}", f"its model_type is {kind!r}", "give --params in its place")
+    config = SimpleNamespace(**{"tie_word_embeddings": kind.startswith(_TIED), "model_type": kind, **text})
+    if "num_local_experts" in text:
+        config.num_experts = config.num_local_experts
+    if not text.get("use_sliding_window", not kind.startswith("qwen")):
+        config.sliding_window = None
+    if kind in _WHOLE and "layer_types" not in text:
+        every = text.get("sliding_window_pattern", _WHOLE[kind])
+        types = ("sliding_attention", "full_attention")
+        config.layer_types = [types[(index + 1) % every == 0] for index in range(config.num_hidden_layers)]
+    config.get_text_config = lambda: config
+    return Base(folder.resolve().name, shape_of(config), "", kind, text.get("max_position_embeddings") or 0, str(path))
