@@ -1,0 +1,56 @@
+"""`plan --html`: the plan as a page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from modelwright.core.units import bytes_text, seconds_text, usd_text
+from modelwright.plan.whole import energy_text, interval_text
+
+if TYPE_CHECKING:
+    from modelwright.plan.whole import Plan, Planned
+    from modelwright.report.planned import Line
+
+
+def write(plan: Plan, path: Path, recipe: str) -> None:
+    from modelwright.report.planned import Page, page
+
+    total = plan.total
+    facts = [("time", seconds_text(plan.seconds)), ("money", usd_text(total.usd))]
+    facts += [("energy", energy_text(total.kwh))] if plan.on.power_w and total.kwh is not None else []
+    facts += [("memory", bytes_text(plan.peak_bytes))]
+    cards = [row.estimate.device_memory.value for row in plan.left if row.estimate.device_memory is not None]
+    facts += [("of each card", bytes_text(max(cards)))] if cards else []
+    notes = [f"rates: {plan.on.source}"] if plan.on.source else []
+    notes += [text for text in (f"rent: {plan.rent}" if plan.rent else "", plan.electricity) if text]
+    notes += plan.notes
+    notes += [f"without rent: {session.told}" for session in plan.sessions]
+    notes += [f"no price is known of {name}" for name in plan.unknown]
+    warnings = [str(one) for one in plan.over] + plan.misfits()
+    text = page(Page(recipe, plan.machine, facts, [_line(row) for row in plan.rows], notes, warnings, list(plan.proposals)))
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def _line(row: Planned) -> Line:
+    from modelwright.report.planned import Line
+
+    found, left = row.estimate, row.state != "cached"
+    parts = found.device_parts or found.parts
+    return Line(
+        row.stage,
+        row.group,
+        row.state,
+        found.seconds.value if left else 0.0,
+        (found.device_memory or found.memory).value,
+        row.cost.usd,
+        seconds_text(found.seconds.value),
+        interval_text(found.device_memory or found.memory),
+        usd_text(row.usd),
+        energy_text(row.cost.kwh) if left else "",
+        [(part.name, part.bytes, bytes_text(part.bytes)) for part in parts if part.bytes],
+        found.seconds.why,
+        (found.device_memory or found.memory).why,
+    )

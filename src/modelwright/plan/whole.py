@@ -1,0 +1,399 @@
+"""A whole plan: every stage's time, memory, energy and money on a machine, what free tiers hold it, and what keeps its budget."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from modelwright.core import execute as work
+from modelwright.core.errors import UserError, UserErrors
+from modelwright.core.execute import Adjust, Step
+from modelwright.core.parallel import Parallel
+from modelwright.core.recipe import Budget, Loaded
+from modelwright.core.stage import Estimate, Given, Machine, Quantity
+from modelwright.core.units import bytes_text, seconds_text, text_table, usd_text
+from modelwright.plan import devices, money
+from modelwright.plan._lint import Finding
+from modelwright.plan.cuda import on_card
+from modelwright.plan.fit import Fits, as_told, attempt, fit, needs, refusal, tried, typed
+from modelwright.plan.lint import lint
+from modelwright.plan.machine import this_machine
+from modelwright.plan.money import Cost, Over, Prices, Rent, Session
+
+SHOWN = 3
+"""Proposals of each sort."""
+
+
+class Target(NamedTuple):
+    """What a plan is made for, and at which prices."""
+
+    machine: Machine
+    table: Prices
+    device: str = ""
+    """Its name in the table of devices; empty: this machine, or one that was made in Python."""
+    many: int = 1
+    devices_file: Path | None = None
+
+    @property
+    def rent(self) -> Rent | None:
+        return money.rent(self.table, self.device or money.THIS, self.many)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What has to be known of the device, and files of the user's own that were read."""
+        row = devices.table(self.devices_file)[self.device] if self.device else None
+        found = [row.row.note] if row is not None and row.row.note else []
+        found += [f"the device is a row of {row.file}"] if row is not None and row.file else []
+        settings = devices.settings_file("prices.yaml")
+        return (*found, f"with prices of {settings}") if settings is not None else tuple(found)
+
+
+def target(
+    machine: Machine | str | None = None, count: int = 1, prices_file: Path | None = None, devices_file: Path | None = None
+) -> Target:
+    """`machine`: a name in the table of devices, a machine made in Python, or None for this one."""
+    table = money.prices(prices_file)
+    if isinstance(machine, str):
+        name = devices.key_of(machine, devices_file)
+        found = devices.named(name, count, devices_file)
+        hired = money.rent(table, name, count)
+        return Target(found._replace(usd_per_hour=hired.usd_per_hour if hired else 0.0), table, name, count, devices_file)
+    return Target(machine or this_machine(), table, "", count, devices_file)
+
+
+class Planned(NamedTuple):
+    """One stage of a plan."""
+
+    stage: str
+    kind: str
+    state: str
+    key: str
+    estimate: Estimate
+    usd: float
+    """Of what is left to do."""
+    cost: Cost = Cost()
+    """The same, split."""
+    group: str = ""
+    """`data`, `fine-tuning`, `evaluation`, …"""
+    resumes: bool = False
+
+
+class Plan(NamedTuple):
+    """What a recipe will take. `print(plan)` shows the table."""
+
+    rows: list[Planned]
+    machine: str
+    pitfalls: tuple[Finding, ...] = ()
+    on: Machine = Machine("", 1, 0.0)
+    device: str = ""
+    rent: str = ""
+    """Whose price it is, where the machine is rented."""
+    electricity: str = ""
+    """What a kWh costs, where the machine is one's own."""
+    parallel: Parallel = Parallel()
+    notes: tuple[str, ...] = ()
+    """What has to be known of the device, and files of the user's own that were read."""
+    sessions: tuple[Session, ...] = ()
+    """Of free tiers that have this device."""
+    unknown: tuple[str, ...] = ()
+    """Paid APIs whose price nobody told."""
+    over: tuple[Over, ...] = ()
+    """Limits of the budget that it breaks."""
+    proposals: tuple[str, ...] = ()
+    """What would be cheaper, where it does."""
+    short: tuple[Fits, ...] = ()
+    """Stages that do not, or may not, fit the memory of the planned machine, and what to change in them."""
+
+    @property
+    def left(self) -> list[Planned]:
+        return [row for row in self.rows if row.state != "cached"]
+
+    @property
+    def seconds(self) -> float:
+        """Time left: what is cached costs nothing."""
+        return sum(row.estimate.seconds.value for row in self.left)
+
+    @property
+    def peak_bytes(self) -> float:
+        return max((row.estimate.memory.value for row in self.left), default=0.0)
+
+    @property
+    def total(self) -> Cost:
+        return money.total([row.cost for row in self.left])
+
+    @property
+    def groups(self) -> dict[str, Cost]:
+        """What is left, by what it is for."""
+        found: dict[str, Cost] = {}
+        for row in self.left:
+            found[row.group] = found.get(row.group, Cost(kwh=0.0)).plus(row.cost)
+        return found
+
+    def refuse(self) -> None:
+        """UserError where the plan breaks its budget."""
+        if self.over:
+            raise money.refusal(self.over, {row.stage: row.cost for row in self.left}, self.proposals)
+
+    def table(self) -> list[dict[str, str]]:
+        card = any(row.estimate.device_memory is not None for row in self.rows)
+        power = self.on.power_w > 0
+        return [
+            {
+                "stage": r.stage,
+                "kind": r.kind,
+                "state": r.state,
+                "time": seconds_text(r.estimate.seconds.value),
+                "memory": bytes_text(r.estimate.memory.value),
+                **({"card": interval_text(r.estimate.device_memory)} if card else {}),
+                "disk": bytes_text(r.estimate.disk.value),
+                **({"energy": energy_text(r.cost.kwh if r.state != "cached" else 0.0)} if power else {}),
+                "cost": usd_text(r.usd),
+            }
+            for r in self.rows
+        ]
+
+    def split(self) -> list[dict[str, str]]:
+        """What is left by what it is for, the shares of time and money beside them."""
+        whole, found = self.total, self.groups
+        return [
+            {
+                "for": name,
+                "time": f"{seconds_text(one.seconds)} ({share(one.seconds, whole.seconds)})",
+                **({"energy": energy_text(one.kwh)} if self.on.power_w else {}),
+                "cost": usd_text(one.usd) + (f" ({share(one.usd, whole.usd)})" if whole.usd else ""),
+            }
+            for name, one in found.items()
+        ]
+
+    def refuse_memory(self) -> None:
+        """UserError where a stage surely does not fit the memory."""
+        if errors := [refusal(one) for one in self.short if one.need.surely_not]:
+            raise errors[0] if len(errors) == 1 else UserErrors(errors)
+
+    def misfits(self) -> list[str]:
+        """Stages that do not, or may not, fit the memory of the planned machine."""
+        found = []
+        for one in self.short:
+            takes, has = bytes_text(one.need.high_bytes), bytes_text(one.need.has_bytes)
+            enough = f"; enough to change: {typed(one.needed)}" if one.needed else ""
+            found.append(f"{one.stage} {one.need.verdict}: up to {takes} of {one.need.what}, which has {has}{enough}")
+        return found
+
+    def tree(self) -> dict[str, Any]:
+        """All of it, for programs."""
+        return {
+            "machine": self.machine,
+            "on": self.on._asdict(),
+            "device": self.device,
+            "rent": self.rent,
+            "electricity": self.electricity,
+            "notes": list(self.notes),
+            "parallel": self.parallel.model_dump(),
+            "seconds": self.seconds,
+            "peak_bytes": self.peak_bytes,
+            "total": cost_tree(self.total),
+            "groups": {name: cost_tree(found) for name, found in self.groups.items()},
+            "free": [session._asdict() for session in self.sessions],
+            "unknown_prices": list(self.unknown),
+            "over_budget": [one._asdict() for one in self.over],
+            "proposals": list(self.proposals),
+            "misfits": self.misfits(),
+            "pitfalls": [finding._asdict() for finding in self.pitfalls],
+            "stages": [_stage_tree(row) for row in self.rows],
+        }
+
+    def __str__(self) -> str:
+        return text_table(self.table())
+
+
+def _stage_tree(row: Planned) -> dict[str, Any]:
+    found = row.estimate
+    return {
+        "stage": row.stage,
+        "kind": row.kind,
+        "group": row.group,
+        "state": row.state,
+        "key": row.key,
+        "usd": row.usd,
+        "cost": cost_tree(row.cost),
+        "seconds": found.seconds._asdict(),
+        "memory": found.memory._asdict(),
+        "device_memory": found.device_memory._asdict() if found.device_memory else None,
+        "disk": found.disk._asdict(),
+        "parts": [part._asdict() for part in found.parts],
+        "device_parts": [part._asdict() for part in found.device_parts],
+        "spans": [span._asdict() for span in found.spans],
+        "asked_tokens": list(found.asked_tokens),
+    }
+
+
+def cost_tree(found: Cost) -> dict[str, float | None]:
+    return {**found._asdict(), "usd": found.usd}
+
+
+def share(part: float, whole: float) -> str:
+    return f"{part / whole:.0%}" if whole else "0%"
+
+
+def energy_text(kwh: float | None) -> str:
+    return "" if kwh is None else f"{kwh:.3g} kWh" if kwh >= 0.0005 else "0"
+
+
+def interval_text(found: Quantity | None) -> str:
+    """`20.5 GB (19.8 GB to 21.3 GB)`; empty where there is none."""
+    if found is None:
+        return ""
+    if found.low is None or found.high is None:
+        return bytes_text(found.value)
+    return f"{bytes_text(found.value)} ({bytes_text(found.low)} to {bytes_text(found.high)})"
+
+
+# --- from estimates to a plan -------------------------------------------------------------------------
+
+
+def spread(loaded: Loaded, steps: Sequence[Step], machine: Machine) -> Parallel:
+    """As the recipe says; else one process for each card, by `data` where a training fits on one, else by `shard`."""
+    if (told := loaded.recipe.runtime.parallel) is not None:
+        return told
+    if machine.devices == 1 or not any(step.stage.spreads for step in steps):
+        return Parallel()
+    by_data = Parallel(data=machine.devices)
+    estimates = work.predict(steps, machine, loaded.recipe.seed, parallel=by_data)
+    cards = [need for one in estimates.values() if one.device_memory for need in needs(one, machine)[:1]]
+    return by_data if all(need.fits for need in cards) else Parallel(shard=machine.devices)
+
+
+def predicted(loaded: Loaded, steps: Sequence[Step], on: Target, adjust: Adjust) -> tuple[Parallel, dict[str, Estimate]]:
+    """`adjust` is what runs here taught, and so for this machine alone."""
+    runtime, machine = loaded.recipe.runtime, on.machine
+    parallel = spread(loaded, steps, machine)
+    corrected = (lambda kind, found: found) if on.device else adjust
+    found = work.predict(steps, machine, loaded.recipe.seed, corrected, parallel, runtime.memory)
+    return parallel, {name: on_card(one, machine.name) for name, one in found.items()}
+
+
+def rows_of(steps: Sequence[Step], estimates: dict[str, Estimate], on: Target) -> tuple[list[Planned], tuple[str, ...]]:
+    """Every stage with its money, and the paid APIs without a price."""
+    rows, unknown = [], list[str]()
+    for step in steps:
+        found, kind = estimates[step.name], work.stage_kind(step.stage)
+        cost = Cost(kwh=0.0)
+        if step.artifact is None:
+            api = money.paid(step.stage, found.asked_tokens, on.table)
+            unknown += api.unknown
+            computes = on.machine.device == "cpu" or found.device_memory is not None
+            cost = money.cost(found.seconds.value, on.machine, on.rent, on.table, api.usd, computes)
+        group = money.group(kind, step.stage)
+        rows.append(Planned(step.name, kind, step.state, step.key, found, cost.usd, cost, group, step.stage.resumes))
+    return rows, tuple(dict.fromkeys(unknown))
+
+
+def plan(loaded: Loaded, steps: Sequence[Step], on: Target, adjust: Adjust) -> Plan:
+    parallel, estimates = predicted(loaded, steps, on, adjust)
+    rows, unknown = rows_of(steps, estimates, on)
+    machine, budget, bill = on.machine, loaded.recipe.budget, on.table.electricity
+    cards = f", {bytes_text(machine.device_memory_bytes)} on each card" if machine.device_memory_bytes else ""
+    todo = [(row.stage, row.estimate.seconds.value, row.resumes) for row in rows if row.state != "cached"]
+    own = on.rent is None or on.rent.usd_per_hour == 0
+    found = Plan(
+        rows,
+        f"{machine.name}, {machine.cores} cores, {bytes_text(machine.memory_bytes)}{cards}",
+        tuple(lint(loaded, steps, estimates, machine)),
+        machine,
+        on.device,
+        on.rent.told if on.rent else "",
+        f"${bill.usd_per_kwh:g} a kWh ({bill.title}, {bill.date})" if own and bill and machine.power_w else "",
+        parallel,
+        on.notes,
+        tuple(money.sessions(on.table, on.device, on.many, todo)),
+        unknown,
+        short=tuple(_short(loaded, steps, on, adjust, parallel, estimates)),
+    )
+    over = tuple(money.overs(budget, found.total, unknown))
+    if not over or budget is None:
+        return found
+    return found._replace(over=over, proposals=tuple(_proposals(loaded, steps, on, adjust, found._replace(over=over), budget)))
+
+
+def _short(
+    loaded: Loaded, steps: Sequence[Step], on: Target, adjust: Adjust, parallel: Parallel, estimates: dict[str, Estimate]
+) -> Iterator[Fits]:
+    """Of the stages to be made those that may not fit; a curation makes itself as small as its memory."""
+    todo = [step for step in steps if step.artifact is None and not step.stage.works]
+    if all(need.fits for step in todo for need in needs(estimates[step.name], on.machine)):
+        return
+    given = work.givens(steps, on.machine, loaded.recipe.seed, parallel)
+    for step in todo:
+        found = fit(step.stage, given[step.name], step.name, adjust=as_told if on.device else adjust)
+        if found.needs and not found.need.fits:
+            yield found
+
+
+# --- what would be cheaper ----------------------------------------------------------------------------
+
+
+def _proposals(loaded: Loaded, steps: Sequence[Step], on: Target, adjust: Adjust, broken: Plan, budget: Budget) -> Iterator[str]:
+    yield from _other_devices(loaded, steps, on, adjust, budget)
+    excess = [one for one in broken.over if one.takes is not None]
+    if not excess:
+        return
+    largest = max(broken.left, key=lambda row: money.value_of(excess[0].what, row.cost) or 0.0)
+    step = next(step for step in steps if step.name == largest.stage)
+    given = work.givens(steps, on.machine, loaded.recipe.seed, broken.parallel)[largest.stage]
+    yield from _fewer(largest, step, excess)
+    yield from _adapter(largest, step, given, broken.total, adjust if not on.device else (lambda kind, found: found))
+
+
+def _other_devices(loaded: Loaded, steps: Sequence[Step], on: Target, adjust: Adjust, budget: Budget) -> Iterator[str]:
+    """Devices with a price, or lent for nothing, on which the plan keeps its budget and fits."""
+    found = []
+    for name, known in devices.table(on.devices_file).items():
+        priced = money.rent(on.table, name, 1) or any(row.device == name for row in on.table.free)
+        if known.row.device in ("cpu", "tpu") or name == on.device or not priced:
+            continue
+        other = on._replace(machine=devices.machine(known), device=name, many=1)
+        try:
+            _, estimates = predicted(loaded, steps, other, adjust)
+        except UserError:
+            continue  # a stage cannot be on such a device
+        rows, unknown = rows_of(steps, estimates, other)
+        left = [row for row in rows if row.state != "cached"]
+        total = money.total([row.cost for row in left])
+        work_s = [(row.stage, row.cost.seconds, row.resumes) for row in left]
+        free = [one for one in money.sessions(on.table, name, 1, work_s) if one.fits]
+        usable = total._replace(rent_usd=0.0) if free else total
+        short = any(need.surely_not for row in left for need in needs(row.estimate, other.machine))
+        if short or money.overs(budget, usable, unknown):
+            continue
+        who = free[0].provider if free else other.rent.provider if other.rent else "yours"
+        told = f"--device {name}: {seconds_text(usable.seconds)}, {usd_text(usable.usd)} ({who})"
+        found.append((usable.usd, usable.seconds, told))
+    yield from (text for _, _, text in sorted(found)[:SHOWN])
+
+
+def _fewer(largest: Planned, step: Step, excess: Sequence[Over]) -> Iterator[str]:
+    """As many steps, or epochs, as the budget holds; what does not grow with them stays."""
+    spans = largest.estimate.spans
+    whole = sum(span.seconds for span in spans)
+    grows = sum(span.seconds for span in spans if span.name.startswith(("steps", "validation"))) / whole if whole else 1.0
+    keeps = 1.0
+    for one in excess:
+        takes = money.value_of(one.what, largest.cost) or 0.0
+        if takes * grows > 0:
+            keeps = min(keeps, 1 - ((one.takes or 0.0) - one.limit) / (takes * grows))
+    tree = step.stage.model_dump(include={"steps", "epochs"})
+    if keeps > 0 and (steps := int((tree.get("steps") or 0) * keeps)):
+        yield f"stages.{step.name}.steps={steps} instead of {tree['steps']}"
+    elif keeps > 0 and (epochs := int((tree.get("epochs") or 0) * keeps * 100) / 100):
+        yield f"stages.{step.name}.epochs={epochs:g} instead of {tree['epochs']:g}"
+
+
+def _adapter(largest: Planned, step: Step, given: Given, total: Cost, adjust: Adjust) -> Iterator[str]:
+    """LoRA instead of all weights, where the stage can have it and it is faster."""
+    if step.stage.model_dump(include={"adapter"}).get("adapter", "none") is not None:
+        return
+    then = attempt(tried(step.stage, given, adjust), {"adapter": {"kind": "lora"}})
+    if then is not None and (spared := largest.estimate.seconds.value - then.estimate.seconds.value) > 0:
+        took = total.seconds - spared
+        yield f"stages.{step.name}.adapter=lora: {seconds_text(took)} altogether instead of {seconds_text(total.seconds)}"
