@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from modelwright.core.errors import UserError
 from modelwright.methods.decoders import DECODERS, Decoded, Decoder, mean_logprob, seed_of
-from modelwright.methods.engines import ENGINES, Constraint, Request, Sampling, open_engine
+from modelwright.methods.engines import ENGINES, Completion, Constraint, Request, Sampling, open_engine
 from tests import engine_kit as kit
 from tests.decoder_kit import Scripted, said
 from tests.test_native_adapters import made
