@@ -112,12 +112,12 @@ def fit(policy: Any, data: Iterable[Any], objective: Any, job: Job, folder: Path
     import numpy as np
     import torch
 
+    from modelwright.core.memory import micro_tokens
     from modelwright.methods.architectures.llama import Llama
     from modelwright.methods.optimizers.adamw import AdamW
     from modelwright.nn.loop import Hooks, Settings, Trainer
     from modelwright.nn.order import Order
     from modelwright.nn.rows import store
-    from modelwright.stages._train_cost import micro_tokens
     from modelwright.stages._train_run import objective_loss
 
     stored = store(data, folder / "rows", VOCAB)

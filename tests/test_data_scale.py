@@ -16,7 +16,7 @@ from modelwright.core.record import Record
 from modelwright.core.stage import Facts, Given, Machine
 from modelwright.nn.order import Order, Source, order
 from modelwright.nn.rows import Row, Rows, micro_batches, pack, store
-from modelwright.stages._train_cost import ROW_BYTES, ROW_USE_BYTES
+from modelwright.stages._train_memory import ROW_BYTES, ROW_USE_BYTES
 from tests import train_kit
 
 ROOT = Path(__file__).parents[1]
@@ -144,7 +144,8 @@ def test_the_estimate_counts_the_rows() -> None:
     stage = train_kit.stage(length=64, batch_tokens=128, steps=None, epochs=2.0)
 
     def memory(rows: float) -> float:
-        facts = {"data": Facts(type="records", rows=rows, tokens=1e9), "vocab": Facts(type="tokenizer", rows=300)}
+        # rows of one length, so that micro-batches hold the same
+        facts = {"data": Facts(type="records", rows=rows, tokens=10 * rows), "vocab": Facts(type="tokenizer", rows=300)}
         value: float = stage.estimate(Given(machine, facts)).memory.value
         return value
 

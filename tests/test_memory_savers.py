@@ -284,7 +284,8 @@ def test_the_plan_knows_the_micro_batch_and_the_memory() -> None:
     assert early.resolve(GIVEN).micro_tokens == early.batch_tokens
     weights = 2 * 4 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 48)  # bytes of two layers
     saved = whole.estimate(GIVEN).memory.value - early.estimate(GIVEN).memory.value
-    assert saved == pytest.approx(weights / 2, rel=0.1)
+    # the largest moment is the loss, before any layer has a gradient
+    assert "at the loss" in early.estimate(GIVEN).memory.why and saved == pytest.approx(weights, rel=0.1)
 
 
 # --- the stage -------------------------------------------------------------------------------------------------

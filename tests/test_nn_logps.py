@@ -15,8 +15,8 @@ from torch.nn.functional import cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from modelwright.core.memory import logits_bytes
 from modelwright.nn.logps import Head, LowRank, Policy, chunks
-from modelwright.stages._train_cost import logits_bytes
 
 T, D, V, N, R = 12, 16, 50, 9, 3
 EXACT = {torch.float32: 1e-5, torch.float64: 1e-9}

@@ -10,8 +10,9 @@ TYPE_CHECKING = False  # the name is what type checkers know; importing `typing`
 if TYPE_CHECKING:
     from typing import Any
 
-    from modelwright.api import ArtifactView, Plan, Project, Result, convert, load, preview_file
+    from modelwright.api import ArtifactView, Project, Result, convert, load, preview_file
     from modelwright.core.errors import UserError
+    from modelwright.plan.whole import Plan
 
 __version__ = "0.1.0"
 __all__ = ["ArtifactView", "Plan", "Project", "Result", "UserError", "convert", "load", "preview_file"]

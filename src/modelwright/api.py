@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
@@ -12,15 +13,19 @@ from modelwright.core import execute as work
 from modelwright.core import store as files
 from modelwright.core.errors import UserError
 from modelwright.core.events import Listener, read_events
-from modelwright.core.parallel import Parallel
 from modelwright.core.preview import Preview
 from modelwright.core.recipe import Loaded
 from modelwright.core.recipe import load as load_recipe
-from modelwright.core.stage import Check, Estimate
-from modelwright.core.units import bytes_text, count_text, seconds_text, usd_text
+from modelwright.core.stage import Check, Machine
+from modelwright.core.units import count_text, text_table
 from modelwright.core.why import Reason, why
+from modelwright.plan import whole
+from modelwright.plan._lint import Finding
 from modelwright.plan.calibrate import calibrated
+from modelwright.plan.fit import Tried, as_told, judge, tried
+from modelwright.plan.lint import lint
 from modelwright.plan.machine import this_machine
+from modelwright.plan.whole import Plan
 
 if TYPE_CHECKING:
     from modelwright.methods.formats import Format
@@ -35,50 +40,6 @@ def load(path: str | Path, *overrides: str, store: str | Path = STORE) -> Projec
     """A recipe, checked. `overrides` are dotted paths: `mw.load("r.yaml", "stages.base.steps=10")`."""
     environment.prepare()
     return Project(load_recipe(path, overrides), files.Store(store), Path(path))
-
-
-class Planned(NamedTuple):
-    """One stage of a plan."""
-
-    stage: str
-    kind: str
-    state: str
-    key: str
-    estimate: Estimate
-    usd: float
-
-
-class Plan(NamedTuple):
-    """What a recipe will take. `print(plan)` shows the table."""
-
-    rows: list[Planned]
-    machine: str
-
-    @property
-    def seconds(self) -> float:
-        """Time left: what is cached costs nothing."""
-        return sum(row.estimate.seconds.value for row in self.rows if row.state != "cached")
-
-    @property
-    def peak_bytes(self) -> float:
-        return max((row.estimate.memory.value for row in self.rows if row.state != "cached"), default=0.0)
-
-    def table(self) -> list[dict[str, str]]:
-        return [
-            {
-                "stage": r.stage,
-                "kind": r.kind,
-                "state": r.state,
-                "time": seconds_text(r.estimate.seconds.value),
-                "memory": bytes_text(r.estimate.memory.value),
-                "disk": bytes_text(r.estimate.disk.value),
-                "cost": usd_text(r.usd),
-            }
-            for r in self.rows
-        ]
-
-    def __str__(self) -> str:
-        return text_table(self.table())
 
 
 class ArtifactView:
@@ -158,23 +119,19 @@ class Project:
         """Every stage with its key and state."""
         return work.prepare(self.loaded, self.store)
 
-    def plan(self) -> Plan:
-        """Cached or to do, with time, memory and money; imports no torch, touches no network, writes nothing."""
-        machine, steps = this_machine(), self.steps()
-        parallel = self.recipe.runtime.parallel or Parallel()
-        estimates = work.predict(steps, machine, self.recipe.seed, calibrated(self.store), parallel, self.recipe.runtime.memory)
-        rows = [
-            Planned(
-                s.name,
-                work.stage_kind(s.stage),
-                s.state,
-                s.key,
-                estimates[s.name],
-                0.0 if s.artifact else estimates[s.name].seconds.value / 3600 * machine.usd_per_hour,
-            )
-            for s in steps
-        ]
-        return Plan(rows, f"{machine.name}, {machine.cores} cores, {bytes_text(machine.memory_bytes)}")
+    def plan(
+        self,
+        machine: Machine | str | None = None,
+        count: int = 1,
+        *,
+        prices: str | Path | None = None,
+        devices: str | Path | None = None,
+    ) -> Plan:
+        """Cached or to do, with time, memory, energy and money; imports no torch, touches no network, writes nothing. `machine`:
+        a name in the table of devices (`modelwright bench devices`) and `count` of them, unset: this machine. `prices` and
+        `devices`: files of your own, in the layout of those tables."""
+        asked = whole.target(machine, count, Path(prices) if prices else None, Path(devices) if devices else None)
+        return whole.plan(self.loaded, self.steps(), asked, calibrated(self.store))
 
     def run(self, only: str | None = None, listener: Listener | None = None, gates: bool = True) -> Result:
         """Make what is missing; writes the report. Raises UserError when a stage cannot be made."""
@@ -186,16 +143,37 @@ class Project:
         return Result(outcomes, seconds, self.write_report(outcomes, seconds))
 
     def iterate(self, only: str | None = None, listener: Listener | None = None, gates: bool = True) -> Iterator[work.Outcome]:
-        """The same, one stage at a time."""
+        """The same, one stage at a time. UserError where the recipe's budget does not hold the plan."""
+        adjust = calibrated(self.store)
+        if self.recipe.budget is not None:
+            self.plan().refuse()
         return work.execute(
             self.loaded,
             self.store,
             this_machine(),
             listener or (lambda event, fields: None),
-            adjust=calibrated(self.store),
+            adjust=adjust,
             only=only,
             gates=gates,
+            look=partial(judge, adjust),
         )
+
+    def tried(self, steps: Sequence[work.Step], machine: Machine | None = None) -> dict[str, Tried]:
+        """Those of `steps` that are to be made, each with what it would take of the memory of `machine` (unset: this one)."""
+        on = machine or this_machine()
+        found = work.givens(steps, on, self.recipe.seed, whole.spread(self.loaded, steps, on))
+        adjust = as_told if machine else calibrated(self.store)
+        return {step.name: tried(step.stage, found[step.name], adjust) for step in steps if step.artifact is None}
+
+    @staticmethod
+    def lengths(steps: Sequence[work.Step]) -> dict[str, dict[str, Any]]:
+        """Histograms of rows by reference, of all that is made."""
+        return {
+            f"{step.name}:{part}" if part in step.stage.parts() else step.name: histogram
+            for step in steps
+            if step.artifact is not None
+            for part, histogram in step.artifact.manifest["stats"].get("lengths", {}).items()
+        }
 
     def why(self) -> list[Reason]:
         """Why each stage is cached or to do."""
@@ -222,6 +200,11 @@ class Project:
                 run = Run(Path(folder), inputs, self.recipe.seed, Log(None), parallel=runtime.parallel, launch=runtime.launch)
                 found.append((step.name, list(step.stage.checks(run))))
         return found
+
+    def pitfalls(self, data: bool = True) -> list[Finding]:
+        """What known pitfalls the recipe has; `data`: in rows that are made and in files of the user's own, too."""
+        machine, steps = this_machine(), self.steps()
+        return lint(self.loaded, steps, work.predict(steps, machine, self.recipe.seed), machine, data=data)
 
     def preview(
         self, stage: str | None = None, *, rows: int = 5, row: str | None = None, look: int = 200, step: int | None = None
@@ -350,13 +333,3 @@ def _format(text: str) -> Format:
         return cast("Format", FORMATS.build(yaml.safe_load(text)))
     except (PydanticCustomError, ValidationError, yaml.YAMLError) as error:
         raise UserError(f"{text!r} is no format", str(error), f"known: {', '.join(FORMATS.names())}") from None
-
-
-def text_table(rows: Sequence[dict[str, str]]) -> str:
-    """Plain columns, for `print` and for terminals without colour."""
-    if not rows:
-        return "(nothing)"
-    names = list(rows[0])
-    width = {n: max(len(n), *(len(r.get(n, "")) for r in rows)) for n in names}
-    lines = ["  ".join(n.ljust(width[n]) for n in names), "  ".join("-" * width[n] for n in names)]
-    return "\n".join(lines + ["  ".join(r.get(n, "").ljust(width[n]) for n in names).rstrip() for r in rows])

@@ -15,7 +15,7 @@ def print_json(tree: Any) -> None:
 def print_table(rows: Sequence[dict[str, str]], *, title: str = "", colour: dict[str, dict[str, str]] | None = None) -> None:
     """Plain text where the output is no terminal; `colour` maps column -> value -> style elsewhere."""
     if not sys.stdout.isatty():
-        from modelwright.api import text_table
+        from modelwright.core.units import text_table
 
         print((f"{title}\n" if title else "") + text_table(rows))
         return

@@ -8,7 +8,8 @@ from importlib import metadata
 
 from modelwright.cli._options import parser
 from modelwright.cli._output import print_json, print_table
-from modelwright.core.units import bytes_text
+from modelwright.core.stage import Machine
+from modelwright.core.units import bytes_text, rate_text
 
 
 def main(args: list[str]) -> int:
@@ -33,6 +34,7 @@ def main(args: list[str]) -> int:
         "cpu": machine.name,
         "cores": machine.cores,
         "memory": bytes_text(machine.memory_bytes),
+        "rates": rates_text(machine),
         "free disk": bytes_text(free),
         "gpu": graphics_cards(),
         "torch": torch_build(),
@@ -45,6 +47,16 @@ def main(args: list[str]) -> int:
         print(f"{name:<10} {value}")
     print_table(rows, colour={})
     return 0
+
+
+def rates_text(machine: Machine) -> str:
+    """What plans count with, and where it comes from."""
+    told = [f"{rate_text(machine.flops_per_s, 'FLOP/s')} in float32"]
+    told += [f"{rate_text(machine.bf16_flops_per_s, 'FLOP/s')} in bfloat16"] if machine.bf16_flops_per_s else []
+    told += [f"memory {bytes_text(machine.bandwidth_bytes_per_s)}/s"] if machine.bandwidth_bytes_per_s else []
+    told += [f"disk {bytes_text(machine.disk_bytes_per_s)}/s"] if machine.disk_bytes_per_s else []
+    more = "" if "measured" in machine.source else "; `modelwright bench machine` measures it"
+    return f"{', '.join(told)} ({machine.source}{more})"
 
 
 def extras() -> dict[str, tuple[dict[str, str], list[str]]]:

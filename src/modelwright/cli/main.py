@@ -7,7 +7,13 @@ import sys
 # name: one line of help. The lines live here so that --help imports nothing.
 COMMANDS = {
     "new": "write a recipe to start from",
+    "advise": "which method, which start, and a recipe, for your task and data",
+    "learn": "learning paths: recipes that build on each other",
     "plan": "what each stage will take, and what is cached",
+    "bench": "measure this machine once, so that plans count with its rates; the table of devices",
+    "calibration": "how right plans were: predicted against measured",
+    "fit": "what fits a device, and what to change where nothing does",
+    "scale": "how large a model and how many tokens for a budget",
     "check": "soundness checks on the recipe's real data",
     "preview": "what a stage trains on, token by token",
     "run": "make what is missing; finished stages are reused",

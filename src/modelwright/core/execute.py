@@ -15,10 +15,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from modelwright.core.errors import StageFailed, UserError
+from modelwright.core.errors import StageFailed, UserError, UserErrors
 from modelwright.core.events import Listener, Log
 from modelwright.core.external import Digests, hub_commit, hub_files, local
-from modelwright.core.measure import Meter, cores
+from modelwright.core.measure import Laps, Meter, cores
 from modelwright.core.parallel import Parallel
 from modelwright.core.recipe import Loaded
 from modelwright.core.remote import remote_files
@@ -28,6 +28,8 @@ from modelwright.core.store import COLUMNS, Artifact, Store, digest_files, write
 from modelwright.core.units import bytes_of, bytes_text, moment_s
 
 ALONE = Parallel()
+IMPORTS = "imports"
+"""Name of the span that a process spends once: torch, transformers and what comes with them."""
 Adjust = Callable[[str, Estimate], Estimate]
 """Corrects an estimate by what earlier runs measured; `plan.calibrated` is one."""
 
@@ -62,6 +64,15 @@ class Step(NamedTuple):
     @property
     def state(self) -> str:
         return "cached" if self.artifact else "unfinished" if self.unfinished else "to do"
+
+
+Look = Callable[[Step, Given, Estimate], str]
+"""Looks at what a stage is going to take: UserError for what this machine cannot do, a sentence for what it may not."""
+
+
+def unseen(step: Step, given: Given, estimate: Estimate) -> str:
+    """Nobody looks."""
+    return ""
 
 
 def prepare(loaded: Loaded, store: Store, *, network: bool = False) -> list[Step]:
@@ -132,11 +143,40 @@ def predict(
     """The cost of every stage; parents' facts are measured where they are made, else predicted."""
     facts: dict[str, dict[str, Facts]] = {}
     estimates: dict[str, Estimate] = {}
+    imported = "torch" in sys.modules
     for step in steps:
         given = Given(_within(machine, step.stage, memory), _parent_facts(step, facts), seed, parallel, _paths(step))
-        estimates[step.name] = adjust(stage_kind(step.stage), step.stage.estimate(given))
+        expected = step.stage.estimate(given)
+        if step.artifact is None:
+            expected, imported = (_imported(expected) if imported else expected), imported or _imports(expected)
+        estimates[step.name] = adjust(stage_kind(step.stage), expected)
         facts[step.name] = estimates[step.name].facts if step.artifact is None else _measured(step.artifact)
     return estimates
+
+
+def _imports(estimate: Estimate) -> bool:
+    return any(span.name == IMPORTS for span in estimate.spans)
+
+
+def _imported(estimate: Estimate) -> Estimate:
+    """The same where an earlier stage of this process has imported what it needs."""
+    spans = tuple(span for span in estimate.spans if span.name != IMPORTS)
+    spared = sum(span.seconds for span in estimate.spans if span.name == IMPORTS)
+    return estimate._replace(seconds=estimate.seconds._replace(value=estimate.seconds.value - spared), spans=spans)
+
+
+def known(steps: Sequence[Step], estimates: Mapping[str, Estimate]) -> dict[str, dict[str, Facts]]:
+    """By stage and reference: what is known of the stage's parents, measured where they are made, else as `predict` has it."""
+    made = {s.name: estimates[s.name].facts if s.artifact is None else _measured(s.artifact) for s in steps}
+    return {step.name: _parent_facts(step, made) for step in steps}
+
+
+def givens(
+    steps: Sequence[Step], machine: Machine, seed: int, parallel: Parallel = ALONE, memory: str | None = None
+) -> dict[str, Given]:
+    """What every stage may look at before anything runs; of parents that are not made, their planned facts."""
+    facts = known(steps, predict(steps, machine, seed, parallel=parallel, memory=memory))
+    return {s.name: Given(_within(machine, s.stage, memory), facts[s.name], seed, parallel, _paths(s)) for s in steps}
 
 
 def _within(machine: Machine, stage: Stage, memory: str | None) -> Machine:
@@ -192,13 +232,17 @@ def execute(
     adjust: Adjust = lambda kind, estimate: estimate,
     only: str | None = None,
     gates: bool = True,
+    look: Look = unseen,
 ) -> Iterator[Outcome]:
-    """Make what is missing, in order; yields each stage as it ends. `only`: this stage and what it needs.
+    """Make what is missing, in order; yields each stage as it ends. `only`: this stage and what it needs. `look`: at each stage,
+    before any work and once more before its own, when more is known of what it is made from; not without `gates`.
 
     Finished stages stay whatever happens to later ones; a killed one leaves a `.part` that the same recipe goes on from.
     """
     steps = prepare(loaded, store, network=True)
     wanted = _needed(steps, only)
+    look = look if gates else unseen
+    _look_ahead([step for step in steps if step.name in wanted], loaded, machine, adjust, look)
     made: dict[str, Artifact] = {}
     until = loaded.recipe.runtime.until
     deadline_s = moment_s(until, time.time()) if until else math.inf
@@ -212,8 +256,27 @@ def execute(
             continue
         if time.time() >= deadline_s:
             raise KeyboardInterrupt(f"time is up before stage {step.name!r}")
-        made[step.name] = _make(step, loaded, store, machine, made, listener, adjust, gates, deadline_s)
+        made[step.name] = _make(step, loaded, store, machine, made, listener, adjust, gates, deadline_s, look)
         yield Outcome(step.name, "made", made[step.name])
+
+
+def _look_ahead(steps: Sequence[Step], loaded: Loaded, machine: Machine, adjust: Adjust, look: Look) -> None:
+    """At all stages before any work, all refusals at once. What a stage refuses by a guess, it refuses when its turn comes."""
+    runtime, seed = loaded.recipe.runtime, loaded.recipe.seed
+    parallel = runtime.parallel or Parallel()
+    try:
+        estimates = predict(steps, machine, seed, adjust, parallel, runtime.memory)
+    except UserError:
+        return
+    given, refused = givens(steps, machine, seed, parallel, runtime.memory), []
+    for step in steps:
+        try:
+            if step.artifact is None:
+                look(step, given[step.name], estimates[step.name])
+        except UserError as error:
+            refused.append(error)
+    if refused:
+        raise refused[0] if len(refused) == 1 else UserErrors(refused)
 
 
 def _needed(steps: Sequence[Step], only: str | None) -> set[str]:
@@ -240,14 +303,18 @@ def _make(
     adjust: Adjust,
     gates: bool,
     deadline_s: float,
+    look: Look,
 ) -> Artifact:
     kind = stage_kind(step.stage)
-    facts = {p.ref: _parent_facts_made(p, made) for p in step.parents}
+    facts = facts_of(step, made)
     runtime = loaded.recipe.runtime
     machine = _within(machine, step.stage, runtime.memory)
     given = Given(machine, facts, loaded.recipe.seed, runtime.parallel or Parallel(), _paths(step))
-    expected = adjust(kind, step.stage.estimate(given))
+    expected = step.stage.estimate(given)
+    expected = adjust(kind, _imported(expected) if "torch" in sys.modules else expected)
     listener("stage", {"stage": step.name, "state": "running", "key": step.key, "kind": kind, "seconds": expected.seconds.value})
+    if said := look(step, given, expected):
+        listener("note", {"text": said})
     _check_disk(store.root, expected, step.name)
     home, part = store.home(step.stage.produces, step.name, step.key), store.part(step.stage.produces, step.name, step.key)
     lock = store.lock(step.key, Log(None, listener))
@@ -262,19 +329,20 @@ def _make(
         log = Log(part / "metrics.jsonl", listener)
         inputs = {p.ref: resolve_input(p, made) for p in step.parents}
         how = (runtime.parallel, runtime.launch, runtime.workers, machine.memory_bytes, runtime.cluster)
-        run = Run(part, inputs, loaded.recipe.seed, log, facts, deadline_s, *how, store.root / COLUMNS)
+        run = Run(part, inputs, loaded.recipe.seed, log, facts, deadline_s, *how, store.root / COLUMNS, Laps())
         meter = Meter()
         try:
             stage = step.stage.resolve(given)
             if gates:
                 _gates(stage, run, step.name)
+            checks_s = meter.seconds()
             stats = stage.run(run)
         except BaseException as error:
             log.close()
             _leave(part, step, error)
             raise
         log.close()
-        return _finish(step, loaded, store, home, part, stats, expected, meter, resumed)
+        return _finish(step, loaded, store, home, part, stats, expected, meter, checks_s, run.laps, resumed)
     finally:
         lock.release()
 
@@ -298,6 +366,11 @@ def resolve_input(parent: Parent, made: Mapping[str, Artifact]) -> Input:
         return Input(parent.ref, "hub", Path(), key=parent.key)
     path = parent.path or hub_files(parse_ref(parent.ref), parent.key, parent.accepts, parent.ref)
     return Input(parent.ref, "path", path, key=parent.key)
+
+
+def facts_of(step: Step, made: Mapping[str, Artifact]) -> dict[str, Facts]:
+    """What is known of everything that a stage reads, all of it made."""
+    return {parent.ref: _parent_facts_made(parent, made) for parent in step.parents}
 
 
 def _parent_facts_made(parent: Parent, made: Mapping[str, Artifact]) -> Facts:
@@ -358,6 +431,8 @@ def _finish(
     stats: Stats,
     expected: Estimate,
     meter: Meter,
+    checks_s: float,
+    laps: Laps | None,
     resumed: bool,
 ) -> Artifact:
     (part / "part.json").unlink()
@@ -380,9 +455,13 @@ def _finish(
             "memory": expected.memory._asdict(),
             "disk": expected.disk._asdict(),
             "scale": expected.scale,
+            "spans": [span._asdict() for span in expected.spans],
+            "parts": [part._asdict() for part in expected.parts],
         },
         "actual": {
             "seconds": round(meter.seconds(), 3),
+            "checks_s": round(checks_s, 3),
+            "spans": laps.spans if laps else {},
             "peak_bytes": meter.peak_bytes(),
             "held_bytes": meter.held_bytes,
             "disk_bytes": sum(f["bytes"] for f in files.values()),

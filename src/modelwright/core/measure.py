@@ -20,6 +20,29 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
+class Laps:
+    """Seconds of the parts of a piece of work that follow each other."""
+
+    def __init__(self) -> None:
+        self.spans: dict[str, float] = {}
+        self._last_s = time.monotonic()
+
+    def start(self) -> None:
+        """What was done until now belongs to none of them."""
+        self._last_s = time.monotonic()
+
+    def move(self, name: str, to: str, seconds: float) -> None:
+        """So much of what stands under one name was something else."""
+        self.spans[name] = round(max(self.spans[name] - seconds, 0.0), 3)
+        self.spans[to] = round(seconds, 3)
+
+    def done(self, name: str) -> None:
+        """What was done since the last call was this; a name may come again."""
+        now_s = time.monotonic()
+        self.spans[name] = round(self.spans.get(name, 0.0) + now_s - self._last_s, 3)
+        self._last_s = now_s
+
+
 class Meter:
     """Started when made. On Linux the peak is that of the interval, elsewhere of the process so far; workers add theirs."""
 

@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from modelwright.core.errors import UserError
 from modelwright.core.events import Log
+from modelwright.core.measure import Laps
 from modelwright.core.parallel import Parallel
 from modelwright.core.spec import Kinds, Spec
 
@@ -137,6 +138,12 @@ class Shape(BaseModel):
     """Layers that write while they look at what `layers` have read; 0: no encoder-decoder."""
     extra: int = 0
     """Weights beside all these: an encoder's network before its head and the head's bias, tables of distances."""
+    window: int = 0
+    """Tokens back that layers with a window see, the token itself included."""
+    windowed_layers: int = 0
+    """How many layers have that window; the others see everything."""
+    both_ways: bool = False
+    """It reads a text from both sides (an encoder alone)."""
 
     @property
     def params(self) -> int:
@@ -172,6 +179,8 @@ class Facts(BaseModel):
     shape: Shape | None = None
     head: str | None = None
     """What a model gives, as objectives name it: `causal`, `masked`, `sequence`, `tokens`, `seq2seq`."""
+    context: float | None = None
+    """Tokens that a model can see."""
     measured: bool = False
 
 
@@ -193,6 +202,12 @@ def check_goes_on(ref: str, facts: Facts) -> None:
         )
 
 
+GAIN = 1.1
+"""Products in bfloat16 are taken where they are so many times as fast as in float32; less is noise."""
+HOST_FLOPS_PER_S = 30e9
+"""Of one core with AVX2, float32; see `plan/machine.py`."""
+
+
 class Machine(NamedTuple):
     """The machine a stage would run on; never enters a key."""
 
@@ -204,6 +219,10 @@ class Machine(NamedTuple):
     """Rate of float32 matrix products that training reaches, in FLOP/s, all cores together."""
     bf16_flops_per_s: float = 0.0
     """The same in bfloat16; 0 where the processor has no such products and they run in float32."""
+    fp16_flops_per_s: float = 0.0
+    """The same in float16 with sums in float32; 0 on a processor. Cards before Ampere have these products and no bfloat16."""
+    fp8_flops_per_s: float = 0.0
+    """The same in float8; 0 where there are none."""
     usd_per_hour: float = 0.0
     """Price of all of it; 0 where it is one's own."""
     devices: int = 1
@@ -214,10 +233,57 @@ class Machine(NamedTuple):
     """Rate at which the device that computes reads its memory; 0: not known."""
     disk_bytes_per_s: float = 0.0
     """Rate of reading files that are in no cache; 0: not known."""
+    tokenise_chars_per_s: float = 0.0
+    """Rate of a tokenizer on all its cores; 0: not known."""
+    link_bytes_per_s: float = 0.0
+    """Rate at which one of its cards, or of its processes, sends to another; 0: not known."""
     power_w: float = 0.0
     """What all of it draws under load, at the wall of its board; 0: not known."""
     source: str = ""
     """Where these rates come from: `guessed`, `measured <date>` or a data sheet's address and the achieved fraction."""
+
+    def products(self, precision: str) -> tuple[str, float]:
+        """In what type products of `precision: auto` (or `fp32`, `bf16`, `fp16`, `fp8`) run here, by the rules of
+        `nn/precision.py`, and their rate."""
+        if precision == "fp16":
+            return "fp16", self.fp16_flops_per_s or self.flops_per_s
+        if precision == "fp8":
+            return "fp8", self.fp8_flops_per_s or self.bf16_flops_per_s or self.flops_per_s
+        if precision != "fp32" and self.bf16_flops_per_s >= GAIN * self.flops_per_s:
+            return "bf16", self.bf16_flops_per_s
+        if precision == "auto" and self.device == "cuda":
+            return "fp16", self.fp16_flops_per_s or self.flops_per_s
+        return "fp32", self.flops_per_s
+
+    def used_by(self, processes: int) -> Machine:
+        """What so many processes compute with, each on a card of its own; a processor's cores are all theirs."""
+        if self.device == "cpu" or processes >= self.devices:
+            return self
+        share = processes / self.devices
+        return self._replace(
+            flops_per_s=self.flops_per_s * share,
+            bf16_flops_per_s=self.bf16_flops_per_s * share,
+            fp16_flops_per_s=self.fp16_flops_per_s * share,
+            fp8_flops_per_s=self.fp8_flops_per_s * share,
+            devices=processes,
+        )
+
+    def host(self) -> Machine:
+        """The processors beside its cards alone, their rate guessed at a usual one with AVX2; a processor is its own."""
+        if self.device == "cpu":
+            return self
+        return self._replace(
+            device="cpu",
+            flops_per_s=HOST_FLOPS_PER_S * self.cores,
+            bf16_flops_per_s=0.0,
+            fp16_flops_per_s=0.0,
+            fp8_flops_per_s=0.0,
+            devices=1,
+            device_memory_bytes=0.0,
+            bandwidth_bytes_per_s=0.0,
+            link_bytes_per_s=0.0,
+            source="guessed, the processors beside a card",
+        )
 
 
 class Given(NamedTuple):
@@ -252,6 +318,17 @@ class Part(NamedTuple):
     why: str
 
 
+class Span(NamedTuple):
+    """A share of a stage's seconds, which runs correct by itself."""
+
+    name: str
+    """`imports`, `checks`, `rows`, `steps`, `end`, …; what a stage measures of it goes under that name into `Run.laps`."""
+    seconds: float
+    why: str
+    like: str = ""
+    """What else its rate depends on (`dpo lora fp32`): runs alike in that correct one another further."""
+
+
 class Estimate(NamedTuple):
     """The predicted cost of a stage and what it will leave."""
 
@@ -269,6 +346,10 @@ class Estimate(NamedTuple):
     """Peak bytes on each card; None where the work is on the processor."""
     device_parts: tuple[Part, ...] = ()
     """What `device_memory` is made of."""
+    asked_tokens: tuple[float, float] = (0.0, 0.0)
+    """Tokens of prompts and of answers that engines are asked for: what a paid one would count."""
+    spans: tuple[Span, ...] = ()
+    """What `seconds` is made of, before that correction; empty: one number is all that is known."""
 
 
 def estimate(
@@ -330,6 +411,8 @@ class Run(NamedTuple):
     """Machines that work through rows; None: this one."""
     columns: Path | None = None
     """Folder of numbers that a later run may find again, in the store; they never change a result. None: nothing is kept."""
+    laps: Laps | None = None
+    """Hears what the parts of the work took, by the names of `Span`; None: nobody asks."""
 
 
 Stats = dict[str, Any]

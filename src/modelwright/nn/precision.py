@@ -8,17 +8,14 @@ arXiv:2209.05433), on cards from capability 8.9 on (Ada, Hopper); it has not bee
 
 from __future__ import annotations
 
-import json
-import os
 import platform
-from contextlib import suppress
 from importlib import import_module
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
+from modelwright.core import rates
 from modelwright.core.errors import UserError
 from modelwright.nn import cards
 from modelwright.nn import device as devices
@@ -79,34 +76,21 @@ def fast_bf16(device: torch.device) -> tuple[bool, str]:
         return False, "this processor has no bf16 products (AVX512-BF16 or AMX)"
     if device.type == "cuda" and torch.cuda.get_device_capability(device) < cards.AMPERE:
         return False, f"{devices.name_of(device)} has no bf16 products"
-    rates = _remembered(device)
-    gain = rates["bf16"] / rates["fp32"]
+    found = _remembered(device)
+    gain = found["bf16"] / found["fp32"]
     return gain >= GAIN, f"products in bf16 are {gain:.2f} times as fast as in float32 on this {device.type}"
-
-
-def cache_file() -> Path:
-    """What was measured on this machine. https://specifications.freedesktop.org/basedir-spec/latest/"""
-    home = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(home) if Path(home).is_absolute() else Path.home() / ".cache") / "modelwright" / "rates.json"
 
 
 def _remembered(device: torch.device) -> dict[str, float]:
     """FLOP/s in `fp32` and `bf16`, measured when first asked on a machine."""
-    path = cache_file()
     cpu = device.type == "cpu"
     name = torch.cpu.get_capabilities().get("cpu_name", platform.machine()) if cpu else devices.name_of(device)
     key = f"{name} | torch {torch.__version__} | {torch.get_num_threads()} threads"
-    known: dict[str, dict[str, float]] = {}
-    with suppress(OSError, ValueError):  # none yet, or torn: it is measured again
-        known = json.loads(path.read_text(encoding="utf-8"))
+    known = rates.known()
     if key not in known:
         found = {"fp32": measured(torch.float32, device), "bf16": measured(torch.bfloat16, device)}
         known[key] = {kind: float(f"{rate:.4g}") for kind, rate in found.items()}
-        with suppress(OSError):  # a home that cannot be written to: measured again next time
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_name(f"{path.name}.{os.getpid()}")
-            temporary.write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
-            temporary.replace(path)
+        rates.remember(key, known[key])
     return known[key]
 
 

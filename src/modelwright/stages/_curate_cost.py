@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from modelwright.core.stage import Span
 from modelwright.core.units import bytes_text
 from modelwright.methods.sources import Source
 from modelwright.methods.steps import Choosing, Step
@@ -27,6 +28,10 @@ WORTH_WORKERS_S = 10.0
 """Seconds of work from which worker processes pay."""
 START_S = 1.0
 """Until a worker works; measured, with the kernels' cache there."""
+BEGIN_S = 0.8
+"""Of every run: compiled kernels read from their cache, files opened and synced; measured."""
+SPLIT_BYTES_PER_S = 2e6
+"""Of a split on one core; measured."""
 EFFICIENCY = 0.9
 """What a worker's core gives of a core that works alone. Assumed; two workers on two cores of a shared machine were measured at
 0.79 to 0.84 (`curate_two_cores`, without their start)."""
@@ -44,6 +49,7 @@ class Cost(NamedTuple):
     rows_out: float | None
     waiting_bytes: float
     """On the disk until the run has ended: rows that wait, and the journal."""
+    spans: tuple[Span, ...]
 
 
 def workers_for(seconds: float, asked: int | None, cores: int, memory_bytes: float) -> int:
@@ -64,18 +70,21 @@ def cost(
     steps: Sequence[tuple[str, Step]],
     split: Callable[[float], float] | None,
     sources: int,
+    read: str,
     reading_s: float,
     bytes_in: float,
     rows: float | None,
     cores: int,
     memory_bytes: float,
 ) -> Cost:
-    """`split`: memory that it takes for so many rows, where there is one."""
+    """`read`: kinds of the sources; `split`: memory that it takes for so many rows, where there is one."""
     seconds, flow, count = reading_s, bytes_in, rows
     slowest, waits, numbers, largest = ("reading", reading_s), 0, 0.0, ("", 0.0)
+    spans = [Span("read", reading_s, f"{bytes_text(bytes_in)} from {sources} source{'s' if sources > 1 else ''}", read)]
     for name, step in steps:
         took = flow / step.bytes_per_s
         seconds += took
+        spans.append(Span(name, took, f"{bytes_text(flow)} at {bytes_text(step.bytes_per_s)}/s"))
         slowest = max(slowest, (name, took), key=_second)
         if isinstance(step, Choosing):
             asks = step.memory_bytes(count if count is not None else flow / ROW_BYTES, flow)
@@ -86,6 +95,8 @@ def cost(
         count = count * share if count is not None else None
     if split is not None:
         asks = split(count if count is not None else flow / ROW_BYTES)
+        spans.append(Span("split", flow / SPLIT_BYTES_PER_S, f"{bytes_text(flow)} compared and divided"))
+        seconds += spans[-1].seconds
         numbers, waits = numbers + asks, waits + 1
         largest = max(largest, ("split", asks), key=_second)
     known = rows if rows is not None else bytes_in / ROW_BYTES
@@ -110,7 +121,9 @@ def cost(
         parts.append(f"MORE THAN THE {bytes_text(memory_bytes)} THERE ARE")
     stretches = 1 + sum(isinstance(step, Choosing) for _, step in steps)
     waiting = bytes_in * stretches if took_s > AFTER_S else waits * max(bytes_in - HELD_BYTES, 0)
-    return Cost(took_s + 0.5, workers, total, why, ", ".join(parts), flow, count, waiting)
+    each = [span._replace(seconds=span.seconds * took_s / max(seconds, 1e-9)) for span in spans]
+    each.append(Span("start", BEGIN_S, "kernels loaded, rows written"))
+    return Cost(took_s + BEGIN_S, workers, total, why, ", ".join(parts), flow, count, waiting, tuple(each))
 
 
 def _second(pair: tuple[str, float]) -> float:

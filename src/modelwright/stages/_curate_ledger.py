@@ -140,6 +140,15 @@ class Ledger:
     def of(self, name: str) -> Entry:
         return next(entry for entry in self.entries if entry.step == name)
 
+    def spans(self) -> dict[str, float]:
+        """Seconds of reading and of each kind of step; a split is not timed by itself."""
+        found: dict[str, float] = {}
+        for entry in self.entries:
+            name = entry.step.partition(" ")[0]
+            if name != "split":
+                found[name] = round(found.get(name, 0.0) + entry.seconds, 3)
+        return found
+
     def add(self, name: str, part: Entry) -> None:
         """A chunk's account to that of all."""
         entry = self.of(name)

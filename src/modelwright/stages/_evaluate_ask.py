@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from modelwright.core.errors import UserError
 from modelwright.core.events import Log
+from modelwright.core.measure import Laps
 from modelwright.core.record import Message
 from modelwright.methods.decoders import Decoder
 from modelwright.methods.engines import Engine, Request, Sampling, request_of
@@ -89,9 +90,18 @@ class Prompter:
 
 
 def answers(
-    engine: Engine, asks: Mapping[str, Ask], decoder: Decoder, batch: int, log: Log, label: str, counts: Counter[str]
+    engine: Engine,
+    asks: Mapping[str, Ask],
+    decoder: Decoder,
+    batch: int,
+    log: Log,
+    label: str,
+    counts: Counter[str],
+    laps: Laps | None = None,
 ) -> Iterator[tuple[str, Answer]]:
-    """An answer for each of `asks`, longest prompts first so that a batch holds like lengths and lack of memory shows early."""
+    """An answer for each of `asks`, longest prompts first so that a batch holds like lengths and lack of memory shows early. What
+    they and the probabilities of texts take goes into `laps`."""
+    laps = laps or Laps()
     prompter = Prompter(engine)
     if not prompter.template and any(ask.messages for ask in asks.values()):
         log.note(f"{label} has no chat template; its questions are put as `Question: … Answer:` in plain words")
@@ -103,7 +113,9 @@ def answers(
             fix="take `engine: native`, or leave the likelihood tasks (perplexity) out",
         )
     yield from log.track(_generated(prompter, generate, decoder, batch, counts), "answers", len(generate), f"{label}: answers")
+    laps.done("answers")
     yield from log.track(_scored(prompter, likely, batch, counts), "texts", len(likely), f"{label}: probabilities")
+    laps.done("texts")
 
 
 def _generated(

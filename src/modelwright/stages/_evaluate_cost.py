@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
-from modelwright.core.stage import Estimate, Facts, Given, estimate
+from modelwright.core.passes import passed, written_s
+from modelwright.core.stage import Estimate, Facts, Given, Machine, Part, Shape, Span, estimate
 from modelwright.core.units import bytes_text, count_text
 from modelwright.methods.decoders import Decoder
+from modelwright.methods.engines import ENGINES, EngineSpec
 from modelwright.methods.tasks import Task
+from modelwright.stages._train_cost import guess
 
 IMPORTS_BYTES = 0.45e9
 """torch and transformers in memory."""
-IMPORTS_S = 4.0
-"""Seconds to import them and to open a model, 2 cores."""
+IMPORTS_S, OPEN_S = 4.5, 0.1
+"""Seconds to import them, and to open a model beside reading its weights."""
+READ_BYTES_PER_S = 500e6
+"""Weights read from a disk's cache."""
+ITEM_S = 5e-4
+"""An item asked for, scored and written, and its share of the intervals."""
+LLAMA = 2.2
+"""What llama.cpp takes over our own engine, for models of some million weights in 8 bits: measured 1.8 for answers, 2.7 for
+texts."""
+AT_ONCE = 512
+"""Tokens of prompts that an engine takes in one step (`methods/engines/native.py`)."""
 CHARS_PER_TOKEN = 3.5
 """Where nothing better is known."""
-DECODE = 8.0
-"""A token of an answer costs so many of a prompt: its products are thin (one row a sequence) and read all weights again.
-Measured: 8.0 with 32 sequences of 200 tokens, 4.5M weights, 1 core."""
 ROW_TOKENS = 250.0
 """Tokens of a row where the data is not known."""
 CACHE_TOKENS = 64.0
@@ -29,37 +39,71 @@ ITEM_BYTES = 500.0
 
 
 def cost(
-    models: Sequence[str], data: Sequence[str], tasks: Sequence[Task], decoder: Decoder, batch: int, given: Given
+    models: Sequence[str],
+    data: Sequence[str],
+    tasks: Sequence[Task],
+    decoder: Decoder,
+    batch: int,
+    given: Given,
+    engine: EngineSpec | None,
 ) -> Estimate:
-    """`models` and `data`: references. One model is open at a time."""
+    """`models` and `data`: references. One model is open at a time, under `engine`; None: what its folder asks for."""
     facts = [given.parents[ref] for ref in data]
     rows = sum(f.rows for f in facts if f.rows is not None) if all(f.rows is not None for f in facts) else None
     row_tokens, tokens_why = _row_tokens(facts, rows)
     items, new, lines = _asked(tasks, decoder, rows)
-    read = items * row_tokens
-    seconds, weights = IMPORTS_S, 0.0
-    assumed = ""
+    read, machine = items * row_tokens, given.machine.used_by(1)
+    texts = sum(_lines(task, rows) for task in tasks if not task.new_tokens())
+    spans = [Span("imports", IMPORTS_S, "torch, transformers and an engine, once in a process")]
+    parts, assumed = tuple[Part, ...](), ""
     for ref in models:
-        shape = given.parents[ref].shape
         size = given.parents[ref].bytes or UNKNOWN_BYTES
-        per_token = shape.flops_per_token(row_tokens / 2) if shape else 0.5 * size
-        if not shape:
-            assumed = f"; assumed {bytes_text(size)} of float32 weights in {ref}"
-        seconds += (read + DECODE * new) * per_token / given.machine.flops_per_s
-        weights = max(weights, 4.0 * shape.params if shape else size)
-    cache = _cache_bytes(models, given, min(batch, items) * (row_tokens + CACHE_TOKENS))
+        if not (shape := given.parents[ref].shape):
+            shape, assumed = guess(0.25 * size), f"; assumed {bytes_text(size)} of float32 weights in {ref}"
+        runs_on = engine or cast(EngineSpec, ENGINES.build("llamacpp" if given.parents[ref].type == "export" else "native"))
+        kind = str(runs_on.model_dump(include={"kind"})["kind"])
+        context = given.parents[ref].context or row_tokens
+        spans += _spans(shape, machine, kind, context, items - min(texts, items), min(texts, items), new, row_tokens)
+        held = runs_on.memory(shape, min(context, row_tokens + CACHE_TOKENS), min(batch, items), given.parents[ref].bytes)
+        parts = max(parts, held, key=_total)
+    spans.append(Span("end", items * ITEM_S, f"{count_text(items)} items scored"))
+    parts = (Part("imports", IMPORTS_BYTES, "torch, transformers and an engine"), *parts)
     times = f"{len(models)} models x " if len(models) > 1 else ""
-    return estimate(
-        seconds,
-        f"{times}({count_text(read)} tokens read + {count_text(new)} written, a written one as {DECODE:g}) at "
-        f"{count_text(given.machine.flops_per_s)}FLOP/s; {tokens_why}{assumed}",
-        IMPORTS_BYTES + weights + cache,
-        f"weights {bytes_text(weights)}, a batch's keys and values {bytes_text(cache)}, imports {bytes_text(IMPORTS_BYTES)}"
-        + assumed,
+    found = estimate(
+        sum(span.seconds for span in spans),
+        f"{times}{count_text(read)} tokens read, {count_text(new)} written; {tokens_why}{assumed}: "
+        + ", ".join(f"{span.name} {span.seconds:.3g} s" for span in spans),
+        _total(parts),
+        ", ".join(f"{part.name} {bytes_text(part.bytes)}" for part in parts) + assumed,
         lines * ITEM_BYTES,
         f"{count_text(lines)} items of {ITEM_BYTES:.0f} bytes",
         {"": Facts(type="evaluation", rows=lines)},
     )
+    return found._replace(spans=tuple(spans), parts=parts, asked_tokens=(len(models) * read, len(models) * new))
+
+
+def _spans(
+    shape: Shape, machine: Machine, engine: str, context: float, answers: float, texts: float, new: float, row_tokens: float
+) -> list[Span]:
+    """Of one model: opened, asked for so many answers of `new` tokens together, and for the probabilities of texts."""
+
+    once = min(row_tokens, context)
+    tokens = once + 2 * (row_tokens - once)  # windows of a longer text lie half over one another
+
+    def read_s(rows: float, scored_frac: float) -> float:
+        return sum(passed(shape, machine, rows * tokens, once, AT_ONCE, target_frac=scored_frac)) if rows else 0.0
+
+    by = LLAMA if engine == "llamacpp" else 1.0
+    return [
+        Span("open", OPEN_S + 4.0 * shape.params / READ_BYTES_PER_S, f"{count_text(shape.params)} weights"),
+        Span("answers read", by * read_s(answers, 0.0), f"{count_text(answers)} prompts", engine),
+        Span("answers written", by * written_s(shape, machine, new), f"{count_text(new)} tokens", engine),
+        Span("texts", by * read_s(texts, 1.0), f"probabilities of {count_text(texts)} texts", engine),
+    ]
+
+
+def _lines(task: Task, rows: float | None) -> float:
+    return float(task.rows if rows is None else min(task.rows, rows))
 
 
 def _row_tokens(facts: Sequence[Facts], rows: float | None) -> tuple[float, str]:
@@ -81,7 +125,7 @@ def _asked(tasks: Sequence[Task], decoder: Decoder, rows: float | None) -> tuple
     shared: dict[tuple[str, int], float] = {}
     lines = 0.0
     for task in tasks:
-        items = float(task.rows if rows is None else min(task.rows, rows))
+        items = _lines(task, rows)
         lines += items
         key = (repr(sorted(task.where.items())), task.new_tokens())
         shared[key] = max(shared.get(key, 0.0), items)
@@ -90,8 +134,5 @@ def _asked(tasks: Sequence[Task], decoder: Decoder, rows: float | None) -> tuple
     return sum(shared.values()), written, lines
 
 
-def _cache_bytes(models: Sequence[str], given: Given, tokens: float) -> float:
-    """Keys and values of so many tokens in the largest model, float32."""
-    shapes = [shape for ref in models if (shape := given.parents[ref].shape)]
-    widths = [shape.layers * (shape.head_dim or shape.hidden // shape.heads) * shape.kv_heads for shape in shapes]
-    return 2 * 4.0 * tokens * max(widths, default=0)
+def _total(parts: Sequence[Part]) -> float:
+    return sum(part.bytes for part in parts)

@@ -58,7 +58,9 @@ def finish(stage: Training, run: Run, opened: Opened, data: Prepared, tokens: in
         found["samples"] = samples(model, text, run, refs) if model.can_generate() else []
     size = sum(path.stat().st_size for path in run.out.glob("*.safetensors"))
     head = None if stage.objective.head == "vectors" else stage.objective.head
-    facts = Facts(type="model", tokens=tokens, bytes=float(size), shape=shape_of(model.config), head=head, measured=True)
+    sees = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    known = {"shape": shape_of(model.config), "head": head, "context": sees}
+    facts = Facts(type="model", tokens=tokens, bytes=float(size), measured=True, **known)
     found["facts"] = {"": facts.model_dump(mode="json")}
     return found
 

@@ -80,17 +80,27 @@ def open_model(stage: Training, run: Run, device: torch.device | None = None) ->
         )
     models.check_packed(model)
     shape = shape_of(model.config)
-    if stage.adapter is not None:
-        torch.manual_seed(run.seed)  # the adapter's first weights depend on the seed alone
-        model = stage.adapter.wrap(model)
-    if stage.recompute == "full":
-        models.recompute(model)
-    stage.objective.attach(models.core(model))
+    model = fitted(stage, model, run.seed)
     if device is not None and device.type != "cpu":
         models.check_packed(model.to(device))  # its kernels are others
     if stage.compile:
         _fuse(model, run)
     return Opened(model, text, shape)
+
+
+def fitted(stage: Training, model: Any, seed: int) -> Any:
+    """The model with what this training puts into it: an adapter, layers that are computed again, the objective's modules."""
+    import torch
+
+    from modelwright.nn import model as models
+
+    if stage.adapter is not None:
+        torch.manual_seed(seed)  # the adapter's first weights depend on the seed alone
+        model = stage.adapter.wrap(model)
+    if stage.recompute == "full":
+        models.recompute(model)
+    stage.objective.attach(models.core(model))
+    return model
 
 
 def _fuse(model: Any, run: Run) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from modelwright.core.errors import UserError
+from modelwright.core.measure import Laps
 from modelwright.core.stage import Run, Stats
 from modelwright.methods.objectives import Batch, Objective
 from modelwright.stages._train_finish import finish, samples, trained_on
@@ -122,31 +123,62 @@ def _too_large(stage: Training, error: Exception) -> UserError:
 
 def _train(stage: Training, run: Run, ranks: Ranks | None) -> Stats:
     from modelwright.nn.device import name_of, peak_bytes
-    from modelwright.nn.loop import Trainer
     from modelwright.nn.model import core
     from modelwright.nn.precision import in_float8
 
+    laps = run.laps or Laps()
+    laps.start()
     device, how = _equipped(stage, run, ranks)
     opened, dtype = open_model(stage, run, device), how.dtype
+    laps.done("open")
     if how.fp8:
         run.log.note(f"{len(in_float8(core(opened.model)))} layers multiply in float8")
     with in_turn(ranks):  # the first makes what the others then find
         data = prepared(opened.text, [mix.ref for mix in stage.data], run, run.out / CACHE / "train")
+        laps.done("rows")
         change = stage.objective.change(opened.text.tokenizer, run.seed)
         attach = change or _reference(stage, opened.model, data.rows, range(len(data.rows)), dtype, run, run.out / REFERENCE)
+        laps.done("reference")
         sets = _validation_sets(stage, opened, dtype, run)
+        laps.done("validation")
     plan = plan_of(stage, data, run.seed)
     peak = max(stage.schedule.factor(step, plan.steps) for step in range(plan.steps))
     if peak < 0.99:
         run.log.note(f"the learning rate reaches {peak:.0%} of its peak: the warm-up is too long for {plan.steps} steps")
     tell_rates(stage, run, opened.model, opened.shape, data.rows, plan, dtype)
     spread = spread_out(opened.model.train(), ranks)
-    optimizers = stage.optimizer.build(spread.trained.items())
-    trainer = Trainer(
-        opened.model,
-        data.rows,
+    trainer = trainer_of(stage, run, spread, data.rows, plan, attach, how)
+    hooks = _hooks(stage, run, opened, plan.steps, validator(stage, sets, dtype, run, spread))
+    laps.done("open")
+    with profiled(stage.profile_steps if spread.first else 0, run) as around:
+        outcome = trainer.fit(hooks._replace(progress=around(hooks.progress)))
+    laps.done("validation")  # the loop but its steps
+    laps.move("validation", "steps", outcome.seconds)
+    skipped = trainer.skip.steps
+    opened = gathered(stage, run, opened, spread)
+    del trainer
+    if not spread.first:
+        return {}
+    stats = _outcome_stats(stage, opened, data, plan, outcome, skipped, dtype)
+    stats |= {"device": name_of(device), "device_peak_bytes": peak_bytes(device)}
+    stats.update(finish(stage, run, opened, data, outcome.tokens) | traced(run))
+    shutil.rmtree(run.out / CACHE)
+    shutil.rmtree(run.out / CHECKPOINT, ignore_errors=True)
+    laps.done("end")
+    return stats
+
+
+def trainer_of(
+    stage: Training, run: Run, spread: Spread, rows: Rows, plan: Order, attach: Callable[[Packed], Packed], how: Numbers
+) -> Any:
+    """The loop over this plan; `attach`: what is done to a micro-batch before the model sees it."""
+    from modelwright.nn.loop import Trainer
+
+    return Trainer(
+        spread.model,
+        rows,
         plan,
-        optimizers,
+        stage.optimizer.build(spread.trained.items()),
         stage.schedule.factor,
         objective_loss(stage.objective),
         _settings(stage, run, how),
@@ -155,20 +187,6 @@ def _train(stage: Training, run: Run, ranks: Ranks | None) -> Stats:
         stage.objective.whole_step,
         spread,
     )
-    hooks = _hooks(stage, run, opened, plan.steps, _validation(stage, opened, sets, dtype, run, spread))
-    with profiled(stage.profile_steps if spread.first else 0, run) as around:
-        outcome = trainer.fit(hooks._replace(progress=around(hooks.progress)))
-    skipped = trainer.skip.steps
-    opened = gathered(stage, run, opened, spread)
-    del trainer, optimizers
-    if not spread.first:
-        return {}
-    stats = _outcome_stats(stage, opened, data, plan, outcome, skipped, dtype)
-    stats |= {"device": name_of(device), "device_peak_bytes": peak_bytes(device)}
-    stats.update(finish(stage, run, opened, data, outcome.tokens) | traced(run))
-    shutil.rmtree(run.out / CACHE)
-    shutil.rmtree(run.out / CHECKPOINT, ignore_errors=True)
-    return stats
 
 
 def plan_of(stage: Training, data: Prepared, seed: int) -> Order:
@@ -282,8 +300,8 @@ def _validation_sets(stage: Training, opened: Opened, dtype: torch.dtype, run: R
     return sets
 
 
-def _validation(
-    stage: Training, opened: Opened, sets: list[Held], dtype: torch.dtype, run: Run, spread: Spread
+def validator(
+    stage: Training, sets: list[Held], dtype: torch.dtype, run: Run, spread: Spread
 ) -> Callable[[int, Callable[[], bool]], float | None]:
     """Measures every set by itself; the mean over sets decides what is best."""
 
@@ -293,7 +311,7 @@ def _validation(
         assert stage.micro_tokens is not None
         losses, loss, whole = [], objective_loss(stage.objective), stage.objective.whole_step
         for ref, rows, chosen, attach in sets:
-            found = evaluate(opened.model, rows, chosen, loss, stage.micro_tokens, dtype, attach, stop, whole, spread)
+            found = evaluate(spread.model, rows, chosen, loss, stage.micro_tokens, dtype, attach, stop, whole, spread)
             if not found:
                 return None
             losses.append(found["loss"])

@@ -118,12 +118,13 @@ class Curate(Stage):
             "the text that goes on, as JSON lines; what the steps will drop is not known before"
             + (f"; and {bytes_text(found.waiting_bytes)} while it is made" if found.waiting_bytes else ""),
             self._predicted(found.rows_out, found.bytes_out),
-        )
+        )._replace(spans=found.spans)
 
     def _cost(self, reading_s: float, bytes_in: float, rows: float | None, memory_bytes: float, cores: int) -> Cost:
         steps = [(_kind(step), step) for step in self.steps]
         split = self.split.memory_bytes if self.split else None
-        return cost(steps, split, len(self.source), reading_s, bytes_in, rows, cores, memory_bytes)
+        kinds = " ".join(map(_kind, self.source))
+        return cost(steps, split, len(self.source), kinds, reading_s, bytes_in, rows, cores, memory_bytes)
 
     def _sources(self, given: Given) -> tuple[list[Facts], float, list[str]]:
         """What each source will give, seconds to read it all, and references of unknown size."""
@@ -208,6 +209,8 @@ class Curate(Stage):
         with self._journals(run) as journals:
             measured = self._made(opened, run, ledger, how._replace(journals=journals))
         ledger.close(run.log)
+        if run.laps is not None and how.workers == 1:  # those of several processes overlap
+            run.laps.spans |= ledger.spans()
         self._limit(ledger.entries, measured)
         first, last = ledger.entries[0], ledger.entries[-1]
         return {

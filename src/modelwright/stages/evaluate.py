@@ -13,6 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 from pydantic import Field, model_validator
 
 from modelwright.core.errors import UserError
+from modelwright.core.measure import Laps
 from modelwright.core.spec import Runtime, Spec
 from modelwright.core.stage import Accepts, Check, Estimate, Given, Input, Refs, Run, Stage, Stats, check_goes_on, parse_ref
 from modelwright.methods.decoders import DECODERS, Decoder
@@ -107,7 +108,7 @@ class Evaluate(Stage):
             models.append(self.against)
         for ref in models:
             check_goes_on(ref, given.parents[ref])
-        return costs.cost(models, [mix.ref for mix in self.data], self.tasks, self.decoder, self.batch, given)
+        return costs.cost(models, [mix.ref for mix in self.data], self.tasks, self.decoder, self.batch, given, self.engine)
 
     def _able(self, engine: EngineSpec) -> None:
         """UserError where the decoder needs what this kind of engine never has."""
@@ -134,8 +135,10 @@ class Evaluate(Stage):
     def run(self, run: Run) -> Stats:
         rows = self._rows(run)
         jobs = [kept.job(task, rows) for task in self.tasks]
-        before, earlier = self._before(run, jobs)
-        found = self._ask(run, self.model, jobs)
+        laps = run.laps or Laps()
+        laps.start()
+        before, earlier = self._before(run, jobs, laps)
+        found = self._ask(run, self.model, jobs, laps)
         metrics: list[tuple[str, Metric]] = []
         for job, now in zip(jobs, found.items, strict=True):
             metrics += [(job.task.name, m) for m in job.task.summary(job.samples, [item.score for item in now])]
@@ -162,7 +165,7 @@ class Evaluate(Stage):
     def _rows(self, run: Run) -> list[Any]:
         return kept.unique(record for mix in self.data for record in open_records(run.inputs[mix.ref], run.log))
 
-    def _before(self, run: Run, jobs: Sequence[kept.Job]) -> tuple[str, list[Mapping[str, kept.Item]]]:
+    def _before(self, run: Run, jobs: Sequence[kept.Job], laps: Laps) -> tuple[str, list[Mapping[str, kept.Item]]]:
         """What `against` is called and, by job, its items by id."""
         if self.against is None:
             return "", []
@@ -170,12 +173,12 @@ class Evaluate(Stage):
         name = str(given.stats.get("stage") or parse_ref(self.against).name)
         if given.type == "evaluation":
             return name, list(kept.stored(given, jobs))
-        asked = self._ask(run, self.against, jobs)
+        asked = self._ask(run, self.against, jobs, laps)
         return name, [
             {s.id: i for s, i in zip(j.samples, items, strict=True)} for j, items in zip(jobs, asked.items, strict=True)
         ]
 
-    def _ask(self, run: Run, ref: str, jobs: Sequence[kept.Job]) -> Asked:
+    def _ask(self, run: Run, ref: str, jobs: Sequence[kept.Job], laps: Laps) -> Asked:
         """Every item of every job under one model."""
         given: Input = run.inputs[ref]
         spec, why = (self.engine, "the recipe says so") if self.engine is not None else pick(given.path)
@@ -186,7 +189,8 @@ class Evaluate(Stage):
         asks = {key: ask for job in jobs for key, ask in zip(job.keys, job.asks, strict=True)}
         counts = Counter(items=sum(len(job.samples) for job in jobs), different_asks=len(asks))
         with open_engine(given.path, spec) as engine:
-            answers: dict[str, Answer] = dict(asking.answers(engine, asks, decoder, self.batch, run.log, ref, counts))
+            laps.done("imports+open")
+            answers: dict[str, Answer] = dict(asking.answers(engine, asks, decoder, self.batch, run.log, ref, counts, laps))
             prompts = asking.describe(engine)
         for key, said in _SAID.items():
             if counts[key]:

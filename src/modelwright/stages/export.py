@@ -5,6 +5,7 @@ Source of the need: an export with the wrong pre-tokenizer or template works and
 
 from __future__ import annotations
 
+import math
 import random
 import shutil
 from collections.abc import Iterator
@@ -13,12 +14,16 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from modelwright.core.measure import Laps
+from modelwright.core.passes import passed, written_s
 from modelwright.core.record import Message, Record
 from modelwright.core.spec import Spec
-from modelwright.core.stage import Estimate, Facts, Given, Ref, Refs, Run, Stage, Stats, check_goes_on, estimate
+from modelwright.core.stage import Estimate, Facts, Given, Ref, Refs, Run, Shape, Span, Stage, Stats, check_goes_on, estimate
 from modelwright.core.units import bytes_text, count_text
 from modelwright.methods.exporters import EXPORTERS, Evidence, Exporter
 from modelwright.methods.sources import open_records
+from modelwright.stages._evaluate_cost import LLAMA
+from modelwright.stages._train_cost import chars_per_token, guess
 
 _COPIED = (
     "config.json",
@@ -28,8 +33,14 @@ _COPIED = (
     "special_tokens_map.json",
     "chat_template.jinja",
 )
-_IMPORTS_S, _IMPORTS_BYTES = 5.0, 0.6e9
+_IMPORTS_S, _IMPORTS_BYTES = 4.5, 0.6e9
 """PyTorch, transformers and llama.cpp, loaded; seconds on one core of a 2020s server."""
+_OPEN_S = 0.5
+"""Two engines opened on the model, and the tokenizers' probes; measured."""
+_AT_ONCE = 512
+"""Tokens that an engine takes in one step (`methods/engines/native.py`)."""
+_MOST_TOKENS, _NO_DATA_TOKENS = 1024.0, 40.0
+"""Most tokens of a row that the proof looks at (`methods/exporters/_proof.py`); tokens of a built-in text."""
 _ROW_TOKENS = 250.0
 """Of a row of the proof, where nothing is known of the data."""
 _NO_DATA = (
@@ -72,41 +83,68 @@ class Export(Stage):
         shape = parent.shape
         if shape is None:
             weights = parent.bytes or 540e6
-            disk, per_token = weights, 0.5 * weights
+            disk = weights
             why = f"assumed {bytes_text(weights)} of float32 weights"
         else:
-            weights, disk, per_token = 4.0 * shape.params, self.format.bytes_on_disk(shape), shape.flops_per_token()
+            weights, disk = 4.0 * shape.params, self.format.bytes_on_disk(shape)
             why = f"{count_text(shape.params)} weights"
-        rows = self.proof_rows if self.data else len(_NO_DATA)
-        tokens = rows * _ROW_TOKENS
-        flops = 2 * 2 * tokens * per_token  # two programs, scoring and answering
-        # half the machine's rate: the proof is float32
-        writing = self.format.write_seconds(weights, given.machine.cores)
-        seconds = _IMPORTS_S + writing + 2 * flops / given.machine.flops_per_s
+        known = shape or guess(0.25 * weights)
+        spans = self._spans(known, weights, given)
         return estimate(
-            seconds,
-            f"{why} written at {bytes_text(weights / writing)}/s; {count_text(tokens)} tokens proved by two programs in float32",
+            sum(span.seconds for span in spans),
+            f"{why}; " + ", ".join(f"{span.name} {span.seconds:.3g} s ({span.why})" for span in spans),
             _IMPORTS_BYTES + weights + disk + 0.2e9,
             f"the model in float32 {bytes_text(weights)}, the export {bytes_text(disk)}, imports {bytes_text(_IMPORTS_BYTES)}",
             disk,
             why + (f"; {remark}" if shape is not None and (remark := self.format.remark(shape)) else ""),
-            {"": Facts(type="export", bytes=disk, shape=shape)},
+            {"": Facts(type="export", bytes=disk, shape=shape, context=parent.context)},
+        )._replace(spans=spans)
+
+    def _spans(self, shape: Shape, weights_bytes: float, given: Given) -> tuple[Span, ...]:
+        rows, row_tokens = self._proof(given, shape.vocab)
+        machine = given.machine.host()
+        texts_s = sum(passed(shape, machine, rows * row_tokens, row_tokens, _AT_ONCE))
+        answers_s = sum(passed(shape, machine, rows * row_tokens, row_tokens, _AT_ONCE, target_frac=0.0))
+        answers_s += written_s(shape, machine, rows * self.format.longest_answer())
+        kind = str(self.format.model_dump(include={"kind"})["kind"])
+        twice = 1 + (LLAMA if kind == "gguf" else 1.0)
+        return (
+            Span("imports", _IMPORTS_S, "torch, transformers and an engine, once in a process"),
+            Span("write", self.format.write_seconds(weights_bytes, machine.cores), f"{bytes_text(weights_bytes)} of weights"),
+            Span("prove", _OPEN_S, "two programs opened"),
+            Span("prove texts", twice * texts_s, f"{count_text(rows * row_tokens)} tokens, twice", kind),
+            Span("prove answers", twice * answers_s, f"{count_text(rows)} of {self.format.longest_answer()} tokens, twice", kind),
+        )
+
+    def _proof(self, given: Given, vocab: int) -> tuple[float, float]:
+        """Rows of the proof, and tokens of one."""
+        if self.data is None:
+            return float(len(_NO_DATA)), _NO_DATA_TOKENS
+        facts = [given.parents[mix.ref] for mix in self.data]
+        chars, rows = (sum(getattr(f, name) or 0.0 for f in facts) for name in ("chars", "rows"))
+        tokens = chars / rows / chars_per_token(vocab) if chars and rows else _ROW_TOKENS
+        return min(float(self.proof_rows), rows or math.inf), min(
+            tokens, given.parents[self.model].context or _MOST_TOKENS, _MOST_TOKENS
         )
 
     def run(self, run: Run) -> Stats:
         source = run.inputs[self.model]
+        laps = run.laps or Laps()
+        laps.start()
         written = self.format.write(source.path, run.out, run.log)
         for name in _COPIED:
             if (source.path / name).is_file() and not (run.out / name).exists():
                 shutil.copyfile(source.path / name, run.out / name)
+        laps.done("imports+write")
         evidence, rows = self._evidence(run, source.path)
         proof = self.format.prove(source.path, run.out, evidence, run.log) | rows
+        laps.done("prove")
         run.log.event("proof", **proof)
         size = sum(path.stat().st_size for path in run.out.iterdir() if path.suffix in (".gguf", ".safetensors"))
         shape = run.facts[self.model].shape if self.model in run.facts else None
         facts: dict[str, Any] = {"type": "export", "bytes": size}
         if shape is not None:
-            facts["shape"] = shape.model_dump()
+            facts |= {"shape": shape.model_dump(), "context": run.facts[self.model].context}
         return {
             "format": self.format.model_dump()["kind"],
             "bytes": size,

@@ -21,7 +21,7 @@ from modelwright.core.errors import UserError
 from modelwright.core.events import Log
 from modelwright.core.record import Record
 from modelwright.core.spec import Spec
-from modelwright.core.stage import Accepts, Check, Estimate, Facts, Given, Ref, Refs, Run, Stage, Stats, estimate
+from modelwright.core.stage import Accepts, Check, Estimate, Facts, Given, Ref, Refs, Run, Span, Stage, Stats, estimate
 from modelwright.core.units import bytes_text
 from modelwright.methods.architectures import shape_of
 from modelwright.methods.sources import open_records
@@ -113,15 +113,20 @@ class Extend(Stage):
         why = f"{bytes_text(weights)} of float32 weights" + ("" if shape else ", assumed")
         chars = MEASURED_CHARS if self.data else 0
         alike = 0.4e9 if self.init == "similar" else 0.0
+        spans = (
+            Span("imports", _IMPORTS_S, "torch and transformers, once in a process"),
+            Span("copy", 3 * weights / _COPY_BYTES_PER_S, "weights read twice and written"),
+            Span("encode", (ALIKE_CHARS if alike else 2 * chars) / _CHARS_PER_S, "text encoded with both vocabularies"),
+        )
         return estimate(
-            _IMPORTS_S + 3 * weights / _COPY_BYTES_PER_S + (ALIKE_CHARS if alike else 2 * chars) / _CHARS_PER_S,
+            sum(span.seconds for span in spans),
             f"{why}, read twice and written" + (", and text encoded" if chars else ""),
             _IMPORTS_BYTES + 1.5 * weights + alike + 6.0 * chars,
             f"{why} and a larger table" + (", vectors of tokens" if alike else ""),
             weights,
             why,
-            {"": Facts(type=self.produces, tokens=parent.tokens, bytes=weights, shape=shape)},
-        )
+            {"": Facts(type=self.produces, tokens=parent.tokens, bytes=weights, shape=shape, context=parent.context)},
+        )._replace(spans=spans)
 
     def checks(self, run: Run) -> Iterator[Check]:
         """What would be added, without the model's weights."""
@@ -182,7 +187,12 @@ class Extend(Stage):
         size = sum(path.stat().st_size for path in run.out.glob("*.safetensors"))
         parent = run.facts.get(self.start)
         facts = Facts(
-            type=self.produces, tokens=parent.tokens if parent else None, bytes=size, shape=shape_of(again.config), measured=True
+            type=self.produces,
+            tokens=parent.tokens if parent else None,
+            bytes=size,
+            shape=shape_of(again.config),
+            context=parent.context if parent else None,
+            measured=True,
         )
         return {
             "vocab_before": _size(backend),

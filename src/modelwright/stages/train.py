@@ -5,15 +5,17 @@ The work is in `_train_run`, the soundness checks in `_train_checks`, the cost i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from modelwright.core.errors import UserError
+from modelwright.core.memory import ROOM_BYTES, micro_tokens, state_of_each
 from modelwright.core.spec import Runtime, Spec
 from modelwright.core.stage import Accepts, Check, Estimate, Facts, Given, Refs, Run, Shape, Stage, Stats
+from modelwright.core.weights import Weight, weights_of
 from modelwright.methods.adapters import ADAPTERS, Adapter
 from modelwright.methods.architectures import ARCHITECTURES, Architecture
 from modelwright.methods.growers import GROWERS, Grower
@@ -24,10 +26,13 @@ from modelwright.methods.templates import TEMPLATES, Template
 from modelwright.methods.trackers import TRACKERS, Tracker
 from modelwright.stages import _train_cost as costs
 from modelwright.stages import _train_layouts as layouts
+from modelwright.stages._train_memory import Row
 
 OPENS_AS = {"causal": ("causal", "sequence", "tokens", "vectors"), "masked": ("masked", "sequence", "tokens", "vectors")}
 """Head that a model was trained with -> those that it can be opened with (`Objective.head`); others open as what they are."""
 
+MESSAGES = {"answers": 2.0, "pairs": 3.0}
+"""Messages of a row by what an objective needs, for estimates."""
 ADAMW: Any = "adamw"
 COSINE: Any = "cosine"
 
@@ -227,14 +232,20 @@ class Train(Stage):
         if self.threads is None:
             changes["threads"] = max(1, given.machine.cores // given.parallel.processes)
         if self.micro_tokens is None:
-            changes["micro_tokens"] = self._at_once(shape, half)
+            changes["micro_tokens"] = self._at_once(shape, half, given)
         return self.model_copy(update=changes)
 
-    def _at_once(self, shape: Shape, half: bool) -> int:
+    def _at_once(self, shape: Shape, half: bool, given: Given) -> int:
         """Tokens of a micro-batch, where nothing else is asked for."""
         if self.step_in_backward:
             return self.batch_tokens
-        return costs.micro_tokens(shape, self.batch_tokens, half, self.own(shape), self._full)
+        room, machine = ROOM_BYTES, self._on(given).machine
+        if machine.device_memory_bytes:  # a card is fast with more at once: half of what its weights and their states leave
+            trained = self.trainable(shape)
+            of_each = self.optimizer.state_bytes_per_param
+            state = state_of_each(shape.params, trained, trained, of_each, given.parallel)
+            room = max(room, (machine.device_memory_bytes - state) / 2)
+        return micro_tokens(shape, self.batch_tokens, half, self.own(shape), self._full, room)
 
     @property
     def _full(self) -> bool:
@@ -243,15 +254,38 @@ class Train(Stage):
     def own(self, shape: Shape) -> bool:
         """Whether our own forward pass trains it, as far as it is known here."""
         known = self.model is None or self.model.own
-        return known and not shape.experts and not shape.decoder_layers and (self.adapter is None or self.adapter.own())
+        return (
+            known
+            and not (shape.experts or shape.decoder_layers or shape.both_ways)
+            and (self.adapter is None or self.adapter.own())
+        )
 
     def trainable(self, shape: Shape) -> float:
         """Weights of a model of this shape that are trained."""
         return self.adapter.trainable_params(shape) if self.adapter is not None else shape.params
 
+    def _trained(self, shape: Shape) -> list[Weight]:
+        """All that has a gradient, tensor by tensor."""
+        own = self.adapter.weights(shape) if self.adapter is not None else weights_of(shape)
+        added = self.objective.added_params(shape)
+        heads = [Weight("last", (shape.hidden, shape.hidden), added // shape.hidden**2)] if added else []
+        return [*own, *heads]
+
+    def _row(self, facts: Sequence[Facts]) -> Row:
+        """One that is as long as rows may be, or as the mean of the data where that is known."""
+        length = float(self.objective.row_tokens(self.length))
+        if facts and all(fact.tokens and fact.rows for fact in facts):
+            length = min(length, max(4.0, sum(f.tokens or 0.0 for f in facts) / sum(f.rows or 0.0 for f in facts)))
+        return Row(round(length), self.objective.texts, self.objective.head != "seq2seq")
+
     def _half(self, given: Given) -> bool:
         """Whether products run in 16 bits, as far as a plan knows."""
-        return self.precision != "fp32" and (self.precision != "auto" or given.machine.bf16_flops_per_s > 0)
+        return self._on(given).machine.products(self.precision)[0] != "fp32"
+
+    def _on(self, given: Given) -> Given:
+        """With what the stage computes on: a card for each process, and none for `device: cpu`."""
+        machine = given.machine.host() if self.device == "cpu" else given.machine.used_by(given.parallel.processes)
+        return given._replace(machine=machine)
 
     def shape(self, parents: Mapping[str, Facts]) -> tuple[Shape, str]:
         """The model's sizes, and what had to be assumed."""
@@ -290,15 +324,20 @@ class Train(Stage):
         if self.compile and not self.own(shape):
             raise layouts.not_own("compile: true", "it fuses parts of the forward pass")
         facts = [given.parents.get(mix.ref, Facts(type="records")) for mix in self.data]
-        tokens, assumed_tokens = costs.data_tokens(facts, None)
+        tokens, assumed_tokens = costs.data_tokens(facts, shape.vocab, MESSAGES.get(self.objective.needs, 0.0))
         load = costs.Load(
             shape=shape,
+            trained=self._trained(shape),
             trainable=self.trainable(shape),
+            frozen=() if self.adapter is None else weights_of(shape),
+            beside=self.adapter,
+            optimizer=self.optimizer,
             state_bytes_per_param=self.optimizer.state_bytes_per_param,
             step_flops=0.0 if self.adapter else self.optimizer.step_flops(shape),
             batch_tokens=self.batch_tokens,
-            micro_tokens=self.micro_tokens or self._at_once(shape, self._half(given)),
+            micro_tokens=self.micro_tokens or self._at_once(shape, self._half(given), given),
             length=self.length,
+            row=self._row(facts),
             steps=self.steps,
             epochs=self.epochs or (None if self.steps else sum(mix.epochs or 0 for mix in self.data) / len(self.data)),
             data_tokens=1e6 if tokens is None else tokens,
@@ -306,7 +345,8 @@ class Train(Stage):
             target_frac=self.objective.target_frac,
             reference=self.objective.reference,
             half=self._half(given),
-            validations=(self.validate_every, self._held_tokens(given)) if self.validation else (0, 0.0),
+            precision=self.precision,
+            validations=(self.validate_every, self._held_tokens(given, shape.vocab)) if self.validation else (0, 0.0),
             keep_best=self.keep == "best",
             averaged=bool(self.average) + (self.optimizer.averages or bool(self.average)),
             own=self.own(shape),
@@ -317,15 +357,25 @@ class Train(Stage):
             parallel=given.parallel,
             full=self._full,
             step_in_backward=self.step_in_backward,
+            asks=self.objective.asks,
+            offload=self.offload,
+            chars=sum(f.chars if f.chars is not None else f.bytes or 0.0 for f in facts),
+            context=given.parents.get(self.start or "", Facts(type="model")).context,
+            chats=self.objective.needs in ("answers", "pairs"),
+            like=self._like(),
         )
-        return costs.cost(load, given.machine, ", ".join(filter(None, (assumed_shape, assumed_tokens))))
+        return costs.cost(load, self._on(given).machine, ", ".join(filter(None, (assumed_shape, assumed_tokens))))
 
-    def _held_tokens(self, given: Given) -> float:
+    def _like(self) -> str:
+        parts = (self.objective, *((self.adapter,) if self.adapter is not None else ()))
+        return " ".join([*(str(part.model_dump(include={"kind"})["kind"]) for part in parts), self.precision])
+
+    def _held_tokens(self, given: Given, vocab: int) -> float:
         """Tokens of one validation, as far as they are known."""
         total = 0.0
         for mix in self.validation or ():
             facts = given.parents.get(mix.ref, Facts(type="records"))
-            tokens, _ = costs.data_tokens([facts], None)
+            tokens, _ = costs.data_tokens([facts], vocab, MESSAGES.get(self.objective.needs, 0.0))
             share = min(1.0, self.validation_rows / facts.rows) if facts.rows else 1.0
             total += share * (1e5 if tokens is None else tokens)
         return total

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from modelwright.core.spec import Kinds, Spec
 from modelwright.core.stage import Shape
+from modelwright.core.weights import Weight, total
 
 ADAPTERS = Kinds(__name__, f"{__name__}:Adapter")
 
 
 class Adapter(Spec):
     """Applied to a finished model from outside."""
+
+    rate_factor: ClassVar[float] = 1.0
+    """By how much its best learning rate is above that of tuning all weights, as published; for the pitfall rules."""
 
     def wrap(self, model: Any) -> Any:
         """The model with its adapter in place and the rest frozen. Called after the seed is set."""
@@ -25,6 +29,19 @@ class Adapter(Spec):
         """Whether embeddings or head are trained too: in a model that has one table for both they part when it is merged."""
         return False
 
-    def trainable_params(self, shape: Shape) -> int:
-        """How many weights it trains, for the planner."""
+    def weights(self, shape: Shape) -> list[Weight]:
+        """What it trains, for the planner."""
         raise NotImplementedError
+
+    def kept_bytes(self, inputs: float, readers: int, half: bool) -> float:
+        """What a token leaves for the backward pass of so many matrices that read the same `inputs` values, where transformers'
+        modules run; `half`: products in 16 bits."""
+        raise NotImplementedError
+
+    def noise_bytes(self, inputs: float) -> float:
+        """Of these, what is kept only where the inputs have a gradient: the noise of dropout before one matrix."""
+        return 0.0
+
+    def trainable_params(self, shape: Shape) -> int:
+        """How many weights that is."""
+        return int(total(self.weights(shape)))

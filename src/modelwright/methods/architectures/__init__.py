@@ -32,6 +32,7 @@ class Architecture(Spec):
 _NORMS = {"gemma3_text": 4}
 """Norms of a layer by `model_type`; else there are two."""
 _QK_NORM = frozenset({"qwen3", "qwen3_moe", "gemma3_text"})
+_BOTH_WAYS = frozenset({"modernbert", "bert"})
 _EXPERTS = {"qwen3_moe": "moe_intermediate_size", "mixtral": "intermediate_size", "olmoe": "intermediate_size"}
 """Mixtures of experts by `model_type` -> the field that holds an expert's width."""
 
@@ -55,7 +56,20 @@ def shape_of(config: Any) -> Shape:
         qk_norm=kind in _QK_NORM,
         experts=config.num_experts if kind in _EXPERTS else 0,
         experts_per_token=config.num_experts_per_tok if kind in _EXPERTS else 0,
+        both_ways=kind in _BOTH_WAYS,
+        **_windows(config),
     )
+
+
+def _windows(config: Any) -> dict[str, int]:
+    """The window of layers that have one, and how many have."""
+    window = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * config.num_hidden_layers
+    layers = kinds.count("sliding_attention")
+    if not window or not layers:
+        return {}
+    # transformers counts an encoder's window to either side, without the token itself
+    return {"window": window + (config.model_type in _BOTH_WAYS), "windowed_layers": layers}
 
 
 def _encoder_decoder(config: Any) -> Shape:

@@ -47,6 +47,7 @@ class Encoder(Architecture):
     def shape(self, vocab: int) -> Shape:
         hidden, heads = width_and_heads(self.depth, self.hidden, self.heads)
         check_even_split(hidden, heads)
+        windowed = sum(layer % self.global_every > 0 for layer in range(self.depth))
         return Shape(
             layers=self.depth,
             hidden=hidden,
@@ -57,6 +58,9 @@ class Encoder(Architecture):
             tied=True,
             # a matrix before the head and the head's bias; norms after the embeddings and before the head, none before layer 1
             extra=hidden * hidden + hidden + vocab,
+            window=self.window // 2 + 1 if windowed else 0,
+            windowed_layers=windowed,
+            both_ways=True,
         )
 
     def config(self, vocab: int, context: int) -> Any:

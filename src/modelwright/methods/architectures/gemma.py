@@ -73,6 +73,8 @@ class Gemma(Architecture):
             head_dim=self.head_dim,
             norms=4,
             qk_norm=True,
+            window=self.window,
+            windowed_layers=self.layer_types().count("sliding_attention"),
         )
 
     def layer_types(self) -> list[str]:

@@ -22,7 +22,16 @@ from modelwright.methods.architectures._common import check_even_split, check_he
 class Llama(Architecture):
     """A small decoder that transformers, llama.cpp and vLLM all know."""
 
-    advice: ClassVar[Advice] = Advice("a model from scratch", "there is a pretrained model to start from")
+    advice: ClassVar[Advice] = Advice(
+        "a model from scratch",
+        "there is a pretrained model to start from",
+        needs="texts: 20 tokens a weight",
+        cost=1.0,
+        memory=1.0,
+        quality="as for any pretraining",
+        deployment="every engine runs it",
+        source="Touvron et al. 2023, arXiv:2302.13971; tokens: Hoffmann et al. 2022, arXiv:2203.15556, table 3",
+    )
 
     kind: Literal["llama"] = "llama"
     depth: int = Field(4, ge=1, examples=[2])

@@ -28,6 +28,15 @@ class Moe(Architecture):
     advice: ClassVar[Advice] = Advice(
         "memory is plentiful and time is short, and there are tokens enough to teach every expert",
         "minutes on a processor or small data: a dense model learns more there",
+        needs="texts, billions of tokens",
+        cost=1.0,
+        memory=4.0,
+        quality="as for any pretraining",
+        deployment="memory for all experts, work for those that a token takes",
+        source=(
+            "Fedus et al. 2021, arXiv:2101.03961; Jiang et al. 2024, arXiv:2401.04088 (47B weights, 13B a token: "
+            "memory 3.6 times that of a dense model with the same work)"
+        ),
     )
 
     kind: Literal["moe"] = "moe"

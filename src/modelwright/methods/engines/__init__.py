@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 from modelwright.core.errors import UserError
 from modelwright.core.record import Message
 from modelwright.core.spec import Kinds, Spec
+from modelwright.core.stage import Part, Shape
 
 ENGINES = Kinds(__name__, f"{__name__}:EngineSpec")
 
@@ -268,6 +269,11 @@ class EngineSpec(Spec):
 
     def open(self, model: Path) -> Engine:
         raise NotImplementedError
+
+    def memory(self, shape: Shape, tokens: float, sequences: float, weights_bytes: float | None = None) -> tuple[Part, ...]:
+        """What a model of this shape takes of this machine's memory while so many answers are under way, of so many tokens with
+        their prompts; empty where it runs elsewhere. `weights_bytes`: of its file, where that is known."""
+        return ()
 
 
 def without_lead(pieces: Iterable[Delta]) -> Iterator[Delta]:

@@ -14,7 +14,9 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from modelwright.core.errors import UserError
+from modelwright.core.memory_serving import CODINGS, serving_parts
 from modelwright.core.spec import Advice, Runtime
+from modelwright.core.stage import Part, Shape
 from modelwright.methods.engines import EngineSpec
 from modelwright.methods.engines._grammar import words_of_bytes
 from modelwright.methods.engines._opened import Opened
@@ -49,6 +51,11 @@ class LlamaCpp(EngineSpec):
     llama.cpp's `n_ubatch`."""
     threads: Annotated[int, Runtime] = Field(0, ge=0, examples=[1])
     """Processor threads; 0: all that this process may use."""
+
+    def memory(self, shape: Shape, tokens: float, sequences: float, weights_bytes: float | None = None) -> tuple[Part, ...]:
+        # the whole context of every answer is reserved when the model is opened
+        at_once = self.prefill_tokens
+        return serving_parts(shape, CODINGS["int8"], self.context, self.max_batch, at_once=at_once, weights=weights_bytes)
 
     def accepts(self, model: Path) -> str | None:
         if _gguf(model) is None:

@@ -14,7 +14,9 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from modelwright.core.errors import UserError
+from modelwright.core.memory_serving import CODINGS, cache_bytes, serving_parts
 from modelwright.core.spec import Advice, Runtime
+from modelwright.core.stage import Part, Shape
 from modelwright.methods.engines import EngineSpec, Request, Rule, Speculate
 from modelwright.methods.engines._branches import WorkerBranches
 from modelwright.methods.engines._grammar import refusal, words_of_fast
@@ -55,6 +57,16 @@ class Native(EngineSpec):
     """Processor threads; 0: all that this process may use. On a machine that does other work too, fewer are faster."""
     device: Annotated[Literal["auto", "cpu", "cuda"], Runtime] = Field("auto", examples=["cpu"])
     """Where the model runs; auto: the GPU where PyTorch sees one."""
+
+    def memory(self, shape: Shape, tokens: float, sequences: float, weights_bytes: float | None = None) -> tuple[Part, ...]:
+        half = self.precision == "bf16"
+        rows, room = min(sequences + sequences // 2, self.max_batch), 0.0
+        while room < tokens:  # as `nn/memory.py` grows, rows and their length by half
+            room = -(-max(room + 1, room + room // 2) // 128) * 128
+        coding = CODINGS["bf16" if half else "fp32"]
+        parts = serving_parts(shape, coding, room, rows, coding.bits, windows=False, at_once=self.prefill_tokens)
+        growing = cache_bytes(shape, room, rows, coding.bits, windows=False) / shape.layers
+        return *parts, Part("growth", growing, "a layer's keys and values, copied when there is no more room")
 
     def accepts(self, model: Path) -> str | None:
         if not (model / "config.json").is_file():

@@ -40,6 +40,10 @@ class Exporter(Spec):
         """To write a model of so many bytes of float32 weights, for estimates."""
         return weights_bytes / WRITE_BYTES_PER_S
 
+    def longest_answer(self) -> int:
+        """Most tokens of an answer that the proof asks for, for estimates."""
+        return 32
+
     def write(self, model: Path, out: Path, log: Log) -> dict[str, Any]:
         """`model`: a Hugging Face folder. Writes under `out`; returns what it measured."""
         raise NotImplementedError

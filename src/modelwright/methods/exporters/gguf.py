@@ -30,6 +30,13 @@ class Gguf(Exporter):
     advice: ClassVar[Advice] = Advice(
         "the model is to run on laptops: llama.cpp, Ollama, LM Studio, or our own `llamacpp` engine",
         "it is served by vLLM or transformers: they read the model's folder as it is",
+        needs="a trained model; some texts for the proof",
+        quality="texts of the kind that will be asked",
+        deployment="one file of 0.6 (q4_k_m) to 1.06 (q8_0) bytes a weight, for llama.cpp, Ollama, LM Studio",
+        source=(
+            "llama.cpp, quantize, https://github.com/ggml-org/llama.cpp/blob/master/tools/quantize/README.md; "
+            "four bits are best for their bytes: Dettmers and Zettlemoyer 2022, arXiv:2212.09720"
+        ),
     )
 
     kind: Literal["gguf"] = "gguf"
@@ -68,6 +75,9 @@ class Gguf(Exporter):
     def write_seconds(self, weights_bytes: float, cores: int) -> float:
         rate = _types.SLOW_BYTES_PER_S.get(_types.TYPES[self.type].base)
         return super().write_seconds(weights_bytes, cores) + (weights_bytes / rate / cores if rate else 0.0)
+
+    def longest_answer(self) -> int:
+        return self.answer_tokens
 
     def write(self, model: Path, out: Path, log: Log) -> dict[str, Any]:
         try:

@@ -29,6 +29,9 @@ class Safetensors(Exporter):
     advice: ClassVar[Advice] = Advice(
         "the model goes to vLLM, transformers, the Hub, or back into a recipe",
         "it is to run under llama.cpp or Ollama: then `gguf`",
+        needs="a trained model",
+        deployment="a folder for vLLM, transformers and the Hub, two bytes a weight in 16 bits",
+        source="safetensors, https://github.com/huggingface/safetensors",
     )
 
     kind: Literal["safetensors"] = "safetensors"
@@ -45,6 +48,9 @@ class Safetensors(Exporter):
 
     def bytes_on_disk(self, shape: Shape) -> float:
         return shape.params * (2.0 if self.precision == "bf16" else 4.0) + 60.0 * shape.vocab  # tokenizer.json
+
+    def longest_answer(self) -> int:
+        return self.answer_tokens
 
     def write(self, model: Path, out: Path, log: Log) -> dict[str, Any]:
         import torch

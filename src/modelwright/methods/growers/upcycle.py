@@ -19,7 +19,14 @@ class Upcycle(Grower):
     """Says what the start says; the router is noise, and training makes the experts different."""
 
     advice: ClassVar[Advice] = Advice(
-        "a trained dense Llama, Mistral or Qwen3 is there and memory for several of its MLPs", "memory is short: experts take it"
+        "a trained dense Llama, Mistral or Qwen3 is there and memory for several of its MLPs",
+        "memory is short: experts take it",
+        needs="a dense model and texts to go on with",
+        cost=1.0,
+        memory=4.0,
+        quality="as for going on with pretraining",
+        deployment="as a mixture of experts",
+        source="Komatsuzaki et al. 2022, arXiv:2212.05055",
     )
 
     kind: Literal["upcycle"] = "upcycle"

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
 
 from pydantic import Field
 
+from modelwright.core.memory import Asks
+from modelwright.core.memory_pass import Texts
 from modelwright.core.record import Record
 from modelwright.core.spec import Kinds, Spec
 from modelwright.core.stage import Shape
@@ -137,6 +139,12 @@ class Objective(Spec):
     """Share of a row's tokens whose log-probabilities are computed, for estimates."""
     whole_step: ClassVar[bool] = False
     """The loss of a row depends on the other rows of its step: it is computed over all micro-batches together."""
+    asks: ClassVar[Asks] = "cross_entropy"
+    """What the loss asks of the model, for the planner."""
+    rate_factor: ClassVar[float] = 1.0
+    """By how much its best learning rate is above that of SFT on the same model, as published; for the pitfall rules."""
+    kl: ClassVar[str] = ""
+    """Field that says how closely the model is held to its start; '' where nothing is to hold it."""
     arranges: ClassVar[bool] = False
     """Texts pass through `arranged` before they become tokens."""
 
@@ -183,6 +191,20 @@ class Objective(Spec):
     def row_tokens(self, length: int) -> int:
         """Most tokens of a text that fit into a row of this `length` once they are changed."""
         return length
+
+    def texts(self, tokens: int) -> tuple[Texts, ...]:
+        """What a row of a text of so many tokens becomes, for the planner. A chat's answer, and a pair's two, are taken to be two
+        fifths of their row."""
+        if self.needs == "answers":
+            answer = max(1, round(0.4 * tokens))
+            return (Texts(tokens, answer, answer),)
+        if self.needs == "pairs":
+            branch = max(1, round(0.25 * tokens))
+            shared = tokens - branch
+            return Texts(shared, 1, 0), Texts(branch, branch - 1, branch, before=shared, number=2)
+        if self.needs == "groups":
+            return (Texts(tokens, tokens, tokens, number=2),)
+        return (Texts(tokens, tokens - 1, tokens - 1),)
 
     def attach(self, model: Any) -> None:
         """Put modules into the transformers model that only training needs: they are trained with it and kept in checkpoints."""

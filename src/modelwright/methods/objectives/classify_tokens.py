@@ -18,7 +18,7 @@ from pydantic_core import PydanticCustomError
 
 from modelwright.core.record import Record
 from modelwright.core.spec import Advice
-from modelwright.methods.objectives import Batch, Head, Loss, Needs, Objective, Policy, Tagged
+from modelwright.methods.objectives import Asks, Batch, Head, Loss, Needs, Objective, Policy, Tagged
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,10 +43,19 @@ class ClassifyTokens(Objective):
     `precision` and `recall` over spans of words with the same label, or, with the labels B-x and I-x, over names."""
 
     needs: ClassVar[Needs] = "tags"
+    asks: ClassVar[Asks] = "scores"
     head: ClassVar[Head] = "tokens"
     target_frac: ClassVar[float] = 0.0
     advice: ClassVar[Advice] = Advice(
-        "names, dates or other stretches of a text are to be found and sorted", "the whole text gets one label: `classify`"
+        "names, dates or other stretches of a text are to be found and sorted",
+        "the whole text gets one label: `classify`",
+        needs="texts with a label for each word",
+        least_rows=100,
+        cost=1.0,
+        memory=1.0,
+        quality="spans marked by one rule throughout",
+        deployment="one forward pass a text and no writing",
+        source="Devlin et al. 2018, arXiv:1810.04805, section 5.3; rows as for `classify`",
     )
 
     kind: Literal["classify_tokens"] = "classify_tokens"

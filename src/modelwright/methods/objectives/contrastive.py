@@ -18,7 +18,7 @@ from pydantic_core import PydanticCustomError
 
 from modelwright.core.record import Record
 from modelwright.core.spec import Advice, Spec
-from modelwright.methods.objectives import Batch, Head, Loss, Needs, Objective, Policy
+from modelwright.methods.objectives import Asks, Batch, Head, Loss, Needs, Objective, Policy
 
 if TYPE_CHECKING:
     from modelwright.nn.rows import Packed
@@ -34,12 +34,19 @@ class Contrastive(Objective):
     `accuracy` is the share of texts whose partner is the nearest."""
 
     needs: ClassVar[Needs] = "groups"
+    asks: ClassVar[Asks] = "vectors"
     head: ClassVar[Head] = "vectors"
     whole_step: ClassVar[bool] = True
     target_frac: ClassVar[float] = 0.0
     advice: ClassVar[Advice] = Advice(
         "texts will be searched or compared by meaning, and there are pairs that belong together, or texts alone (`itself`)",
         "there are labels, not pairs: `classify`",
+        needs="pairs of texts that belong together, or texts alone",
+        cost=1.0,
+        memory=1.0,
+        quality="pairs as they will be asked: a question and the passage that answers it",
+        deployment="vectors once for every document, one for each question, and an index",
+        source="Reimers and Gurevych 2019, arXiv:1908.10084; Gao et al. 2021, arXiv:2104.08821 (texts alone)",
     )
 
     kind: Literal["contrastive"] = "contrastive"

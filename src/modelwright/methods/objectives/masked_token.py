@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from modelwright.core.errors import UserError
+from modelwright.core.memory_pass import Texts
 from modelwright.core.spec import Advice
 from modelwright.methods.objectives import CrossEntropy, Head, Needs
 
@@ -50,6 +51,10 @@ class MaskedToken(CrossEntropy):
 
     def marks(self) -> tuple[str, ...]:
         return () if self.mask is None else (self.mask,)
+
+    def texts(self, tokens: int) -> tuple[Texts, ...]:
+        guessed = max(1, round(self.rate * tokens))
+        return (Texts(tokens, guessed, guessed),)
 
     def change(self, tokenizer: Any, seed: int) -> Callable[[Packed], Packed] | None:
         from modelwright.nn.masking import Masking, masked

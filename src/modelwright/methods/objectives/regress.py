@@ -13,17 +13,26 @@ from pydantic import Field
 
 from modelwright.core.record import Record
 from modelwright.core.spec import Advice
-from modelwright.methods.objectives import Batch, Head, Loss, Needs, Objective, Policy
+from modelwright.methods.objectives import Asks, Batch, Head, Loss, Needs, Objective, Policy
 
 
 class Regress(Objective):
     """Mean over texts of (value - guess)^2; `absolute_error` is the mean of |value - guess|."""
 
     needs: ClassVar[Needs] = "labels"
+    asks: ClassVar[Asks] = "scores"
     head: ClassVar[Head] = "sequence"
     target_frac: ClassVar[float] = 0.0
     advice: ClassVar[Advice] = Advice(
-        "texts have a grade on a scale: similarity, quality, a price", "the values are a few names: `classify`"
+        "texts have a grade on a scale: similarity, quality, a price",
+        "the values are a few names: `classify`",
+        needs="texts with a grade on a scale",
+        least_rows=100,
+        cost=1.0,
+        memory=1.0,
+        quality="grades of several people, averaged",
+        deployment="one forward pass a text and no writing",
+        source="Devlin et al. 2018, arXiv:1810.04805, section 4.1 (STS-B); rows as for `classify`",
     )
 
     kind: Literal["regress"] = "regress"

@@ -18,7 +18,18 @@ class SFT(CrossEntropy):
     needs: ClassVar[Needs] = "answers"
     target_frac: ClassVar[float] = 0.4
     advice: ClassVar[Advice] = Advice(
-        "you have chats with good answers", "you only have texts (`next_token`) or comparisons (`dpo`)"
+        "you have chats with good answers",
+        "you only have texts (`next_token`) or comparisons (`dpo`)",
+        needs="prompts with good answers, or chats",
+        least_rows=50,
+        cost=1.0,
+        memory=1.0,
+        quality=("every answer is one that you would give: a thousand chosen ones beat many loose ones (LIMA, arXiv:2305.11206)"),
+        deployment="a model as before, or an adapter beside it",
+        source=(
+            "OpenAI, Supervised fine-tuning, https://platform.openai.com/docs/guides/supervised-fine-tuning: "
+            "gains from 50 to 100 rows; three passes a row, which is the unit of cost"
+        ),
     )
 
     kind: Literal["sft"] = "sft"

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from modelwright.core.errors import UserError
+from modelwright.core.memory_pass import Texts
 from modelwright.core.spec import Advice
 from modelwright.methods.objectives import CrossEntropy, Head, Needs
 
@@ -68,6 +69,11 @@ class SpanCorruption(CrossEntropy):
                 f"lower `length`, or set `sentinels: {gaps}` and give the tokenizer as many",
             )
         return tokens
+
+    def texts(self, tokens: int) -> tuple[Texts, ...]:
+        hidden, gaps = self.counts(tokens)
+        read, written = tokens - hidden + gaps + 1, hidden + gaps + 1
+        return Texts(read, 0, 0), Texts(written, written, written, before=read)
 
     def change(self, tokenizer: Any, seed: int) -> Callable[[Packed], Packed] | None:
         from modelwright.nn.spans import Spans, corrupted

@@ -6,20 +6,44 @@ et al. 2020, ELECTRA, arXiv:2003.10555, appendix B; the exponents are those of B
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from pydantic import Field
 
 from modelwright.core.errors import UserError
 from modelwright.core.spec import Kinds, Spec
 from modelwright.core.stage import Shape
+from modelwright.core.weights import Weight
 
 OPTIMIZERS = Kinds(__name__, f"{__name__}:Optimizer")
 
 Named = Sequence[tuple[str, Any]]
 """Weights with the names that the model gives them."""
+
+
+class Rates(NamedTuple):
+    """Peak learning rates that were published to work; what is far from them has to have a reason."""
+
+    low: float
+    high: float
+    source: str
+    most_params: float = math.inf
+    """Of models of at most so many weights."""
+
+    def scaled(self, low: float, high: float, source: str) -> Rates:
+        """The same for an optimizer whose rates are told beside another's."""
+        return Rates(self.low * low, self.high * high, f"{source}; {self.source}", self.most_params)
+
+
+ADAMW_NEW = (Rates(6e-5, 6e-4, "GPT-3, arXiv:2005.14165, table 2.1: 6e-4 for 125M weights to 6e-5 for 175B"),)
+ADAMW_TUNED = (
+    Rates(2e-5, 1e-3, "BERT, arXiv:1810.04805, appendix A.3: 2e-5 to 5e-5; SmolLM2-360M, alignment-handbook: 1e-3", 0.6e9),
+    Rates(1e-5, 3e-4, "InstructGPT, arXiv:2203.02155, appendix C: 9.65e-6 for 1.3B; SmolLM2-1.7B, alignment-handbook: 3e-4", 3e9),
+    Rates(2e-6, 2e-5, "Tulu 3, arXiv:2411.15124: 2e-6 for 70B, 5e-6 for 8B; Zephyr-7B, alignment-handbook: 2e-5"),
+)
 
 
 class Optimizer(Spec):
@@ -35,6 +59,10 @@ class Optimizer(Spec):
     averages: ClassVar[bool] = False
     """It keeps an average of the weights that is to be evaluated and saved: then a rate that decays and a second average are
     one too many."""
+    rates_new: ClassVar[tuple[Rates, ...]] = ()
+    """Published values of `lr` where a model begins with first weights, those of small models first. Empty: none are known."""
+    rates_tuned: ClassVar[tuple[Rates, ...]] = ()
+    """Likewise where all weights of a trained model go on; an adapter's and an objective's `rate_factor` come on top."""
 
     layer_decay: float = Field(1.0, gt=0, le=1, examples=[0.5])
     """Factor of the rate from each layer to the one below it: layer i of n, from 0, steps with `layer_decay ** (n - i)` of the
@@ -56,9 +84,32 @@ class Optimizer(Spec):
         """Optimizers over these weights, with one peak rate for all layers."""
         raise NotImplementedError
 
+    def state_bytes(self, weight: Weight) -> float:
+        """Kept between steps for one tensor of this shape."""
+        return self.state_bytes_per_param * weight.values
+
+    def step_bytes(self, weights: Sequence[Weight], card: bool) -> float:
+        """Most that a step over these needs beside weights, gradients and states; `card`: not on a processor, where what works
+        value by value goes through a weight in pieces. Default: nothing, as torch's fused kernels."""
+        return 0.0
+
     def step_flops(self, shape: Shape) -> float:
         """Matrix products of one step, for the planner; 0 for optimizers that work element by element."""
         return 0.0
+
+
+PIECE = 1 << 17
+"""Values worked on at once on a processor (`nn/optim`)."""
+
+
+def largest(weights: Iterable[Weight]) -> int:
+    """Values of the largest of these tensors."""
+    return max((weight.values for weight in weights), default=0)
+
+
+def piece(weights: Sequence[Weight], card: bool) -> int:
+    """Values of the largest of them that are worked on at once."""
+    return largest(weights) if card else min(PIECE, largest(weights))
 
 
 def is_hidden_matrix(name: str, parameter: Any) -> bool:

@@ -9,12 +9,15 @@ embeddings that no token used becomes NaN.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from modelwright.core.spec import Advice
-from modelwright.methods.optimizers import Named, Optimizer, decay_groups
+from modelwright.core.weights import Weight
+from modelwright.methods.optimizers import Named, Optimizer, Rates, decay_groups, largest
 
 
 class Adafactor(Optimizer):
@@ -25,6 +28,10 @@ class Adafactor(Optimizer):
     advice: ClassVar[Advice] = Advice(
         "all weights of a model are tuned and memory is short", "adapters: their state is small anyway"
     )
+    rates_new: ClassVar[tuple[Rates, ...]] = (
+        Rates(1e-3, 1e-2, "the paper: at most 1e-2; T5, arXiv:1910.10683, section 3.1: 1e-2 falling to 1e-3"),
+    )
+    rates_tuned: ClassVar[tuple[Rates, ...]] = (Rates(1e-3, 1e-3, "T5, arXiv:1910.10683, section 3.1.2: 1e-3"),)
 
     kind: Literal["adafactor"] = "adafactor"
     lr: float = Field(0.01, gt=0, examples=[1e-3])
@@ -40,6 +47,15 @@ class Adafactor(Optimizer):
     """Smallest size that a matrix is taken to have; higher lets weights that start at zero grow faster. The paper's value."""
     weight_decay: float = Field(0.0, ge=0, examples=[0.5])
     """Pull of matrices to zero per step, times the rate; more regularises. The paper has none."""
+
+    def state_bytes(self, weight: Weight) -> float:
+        if len(weight.sides) < 2:
+            return 4.0 * weight.values
+        *stack, rows, columns = weight.sides
+        return 4.0 * math.prod(stack) * (rows + columns)
+
+    def step_bytes(self, weights: Sequence[Weight], card: bool) -> float:
+        return 4.0 * largest(weights)
 
     def make(self, named: Named) -> list[Any]:
         from modelwright.nn.optim.adafactor import Adafactor as Factored

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from modelwright.core.spec import Advice
-from modelwright.methods.optimizers import Named, Optimizer, decay_groups
+from modelwright.methods.optimizers import ADAMW_NEW, ADAMW_TUNED, Named, Optimizer, Rates, decay_groups
 
 
 class AdamW(Optimizer):
@@ -20,6 +20,8 @@ class AdamW(Optimizer):
     state_bytes_per_param: ClassVar[float] = 8.0
     elementwise: ClassVar[bool] = True
     advice: ClassVar[Advice] = Advice("fine-tuning and adapters", "pretraining in few steps: `muon` gets further")
+    rates_new: ClassVar[tuple[Rates, ...]] = ADAMW_NEW
+    rates_tuned: ClassVar[tuple[Rates, ...]] = ADAMW_TUNED
 
     kind: Literal["adamw"] = "adamw"
     lr: float = Field(3e-4, gt=0, examples=[2e-3])

@@ -6,12 +6,14 @@ every device; `nn/optim/adamw8bit.py` says what differs. Paged optimizers are a 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from modelwright.core.spec import Advice
-from modelwright.methods.optimizers import Named, Optimizer, decay_groups
+from modelwright.core.weights import Weight
+from modelwright.methods.optimizers import ADAMW_NEW, ADAMW_TUNED, Named, Optimizer, Rates, decay_groups, largest
 
 
 class AdamW8bit(Optimizer):
@@ -22,6 +24,8 @@ class AdamW8bit(Optimizer):
     advice: ClassVar[Advice] = Advice(
         "all weights of a model are tuned and AdamW's states do not fit", "adapters: their states are small anyway"
     )
+    rates_new: ClassVar[tuple[Rates, ...]] = ADAMW_NEW
+    rates_tuned: ClassVar[tuple[Rates, ...]] = ADAMW_TUNED
 
     kind: Literal["adamw8bit"] = "adamw8bit"
     lr: float = Field(3e-4, gt=0, examples=[2e-3])
@@ -34,6 +38,14 @@ class AdamW8bit(Optimizer):
     """Added to the denominator; higher damps small gradients. As `adamw`."""
     weight_decay: float = Field(0.0, ge=0, examples=[0.5])
     """Pull of matrices to zero per step, times the rate; more regularises. As `adamw`."""
+
+    def state_bytes(self, weight: Weight) -> float:
+        coded = weight.values >= 4096 and weight.values % 256 == 0
+        return weight.values * (2.0 + 2 * 4 / 256) if coded else 8.0 * weight.values
+
+    def step_bytes(self, weights: Sequence[Weight], card: bool) -> float:
+        at_once = min(largest(weights), (65536 if card else 512) * 256)
+        return 5 * 4.0 * at_once
 
     def make(self, named: Named) -> list[Any]:
         from modelwright.nn.optim.adamw8bit import AdamW8bit as Blockwise

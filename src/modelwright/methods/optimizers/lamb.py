@@ -6,12 +6,14 @@ with the identity for phi. As in the authors' BERT code, norms and biases have n
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from modelwright.core.spec import Advice
-from modelwright.methods.optimizers import Named, Optimizer, decay_groups
+from modelwright.core.weights import Weight
+from modelwright.methods.optimizers import Named, Optimizer, Rates, decay_groups, largest, piece
 
 
 class Lamb(Optimizer):
@@ -20,6 +22,7 @@ class Lamb(Optimizer):
     state_bytes_per_param: ClassVar[float] = 8.0
     weightwise: ClassVar[bool] = True
     advice: ClassVar[Advice] = Advice("steps of thousands of rows, with a high rate", "small batches, where AdamW does as well")
+    rates_new: ClassVar[tuple[Rates, ...]] = (Rates(6.25e-4, 5e-3, "the paper: 6.25e-4 for 512 rows a step to 5e-3 for 32,768"),)
 
     kind: Literal["lamb"] = "lamb"
     lr: float = Field(5e-3, gt=0, examples=[1e-3])
@@ -33,6 +36,9 @@ class Lamb(Optimizer):
     """Added to the denominator; higher damps small gradients. The paper's value."""
     weight_decay: float = Field(0.01, ge=0, examples=[0.5])
     """Pull of matrices to zero within the scaled step; more regularises. The paper's value."""
+
+    def step_bytes(self, weights: Sequence[Weight], card: bool) -> float:
+        return 4.0 * (largest(weights) + piece(weights, card))
 
     def make(self, named: Named) -> list[Any]:
         from modelwright.nn.optim.lamb import Lamb as ScaledAdam

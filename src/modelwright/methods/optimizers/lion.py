@@ -5,12 +5,14 @@ Source: Chen et al. 2023, "Symbolic Discovery of Optimization Algorithms", arXiv
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from modelwright.core.spec import Advice
-from modelwright.methods.optimizers import Named, Optimizer, decay_groups
+from modelwright.core.weights import Weight
+from modelwright.methods.optimizers import ADAMW_NEW, ADAMW_TUNED, Named, Optimizer, Rates, decay_groups, piece
 
 
 class Lion(Optimizer):
@@ -21,6 +23,12 @@ class Lion(Optimizer):
     advice: ClassVar[Advice] = Advice(
         "large batches, and where AdamW's second state does not fit",
         "small batches: the sign makes their noise as loud as the rest",
+    )
+    rates_new: ClassVar[tuple[Rates, ...]] = tuple(
+        rates.scaled(1 / 10, 1 / 3, "a third to a tenth of AdamW's, the paper's section 5") for rates in ADAMW_NEW
+    )
+    rates_tuned: ClassVar[tuple[Rates, ...]] = tuple(
+        rates.scaled(1 / 10, 1 / 3, "a third to a tenth of AdamW's, the paper's section 5") for rates in ADAMW_TUNED
     )
 
     kind: Literal["lion"] = "lion"
@@ -34,6 +42,9 @@ class Lion(Optimizer):
     weight_decay: float = Field(0.0, ge=0, examples=[0.1])
     """Pull of matrices to zero per step, times the rate; more regularises. 0 for tuning; the paper takes three to ten times
     AdamW's, as the rate is that much smaller."""
+
+    def step_bytes(self, weights: Sequence[Weight], card: bool) -> float:
+        return 4.0 * piece(weights, card)
 
     def make(self, named: Named) -> list[Any]:
         from modelwright.nn.optim.lion import Lion as Signs

@@ -6,14 +6,16 @@ the `original` scale of the rate). Embeddings, the head, norms and biases take A
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from modelwright.core.spec import Advice, Spec
 from modelwright.core.stage import Shape
+from modelwright.core.weights import Weight
 from modelwright.methods.adapters import Adapter
-from modelwright.methods.optimizers import Named, Optimizer, decay_groups, is_hidden_matrix
+from modelwright.methods.optimizers import Named, Optimizer, Rates, decay_groups, is_hidden_matrix
 
 
 class Muon(Optimizer):
@@ -24,6 +26,7 @@ class Muon(Optimizer):
     advice: ClassVar[Advice] = Advice(
         "pretraining, above all where only minutes are there", "adapters, and models that AdamW pretrained"
     )
+    rates_new: ClassVar[tuple[Rates, ...]] = (Rates(0.02, 0.02, "the source"),)
 
     kind: Literal["muon"] = "muon"
     lr: float = Field(0.02, gt=0, examples=[0.005])
@@ -46,6 +49,20 @@ class Muon(Optimizer):
             return {}
         reason = "an adapter is matrices of layers: it trains neither embeddings nor norms"
         return dict.fromkeys(("adamw_lr", "adamw_weight_decay"), reason)
+
+    def state_bytes(self, weight: Weight) -> float:
+        return (4.0 if weight.hidden_matrix else 8.0) * weight.values
+
+    def step_bytes(self, weights: Sequence[Weight], card: bool) -> float:
+        """Matrices of one shape are stepped together: their updates, the stack of these, one iteration's matrices and the next
+        one's, and two products of each with itself."""
+        together: dict[tuple[int, ...], float] = {}
+        for weight in weights:
+            if weight.hidden_matrix:
+                together[weight.sides] = together.get(weight.sides, 0) + weight.number
+        size = 2.0 if card else 4.0
+        found = [count * (4.0 * a * b + size * (3 * a * b + 2 * min(a, b) ** 2)) for (a, b), count in together.items()]
+        return max(found, default=0.0)
 
     def make(self, named: Named) -> list[Any]:
         import torch

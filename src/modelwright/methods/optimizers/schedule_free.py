@@ -6,12 +6,14 @@ in AdamW and in the authors' present code, not of the rate, which they found uns
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from modelwright.core.spec import Advice
-from modelwright.methods.optimizers import Named, Optimizer, decay_groups
+from modelwright.core.weights import Weight
+from modelwright.methods.optimizers import ADAMW_NEW, ADAMW_TUNED, Named, Optimizer, Rates, decay_groups, piece
 
 
 class ScheduleFree(Optimizer):
@@ -22,6 +24,12 @@ class ScheduleFree(Optimizer):
     averages: ClassVar[bool] = True
     advice: ClassVar[Advice] = Advice(
         "the number of steps is not known before, or one run is to be good at every length", "a rate that decays: use `adamw`"
+    )
+    rates_new: ClassVar[tuple[Rates, ...]] = tuple(
+        rates.scaled(1, 10, "one to ten times AdamW's, the authors' code") for rates in ADAMW_NEW
+    )
+    rates_tuned: ClassVar[tuple[Rates, ...]] = tuple(
+        rates.scaled(1, 10, "one to ten times AdamW's, the authors' code") for rates in ADAMW_TUNED
     )
 
     kind: Literal["schedule_free"] = "schedule_free"
@@ -36,6 +44,9 @@ class ScheduleFree(Optimizer):
     """Added to the denominator; higher damps small gradients. The default of the authors' code."""
     weight_decay: float = Field(0.0, ge=0, examples=[0.5])
     """Pull of matrices to zero per step, times the rate; more regularises. 0 for tuning; 0.1 is usual in pretraining."""
+
+    def step_bytes(self, weights: Sequence[Weight], card: bool) -> float:
+        return 2 * 4.0 * piece(weights, card)
 
     def make(self, named: Named) -> list[Any]:
         from modelwright.nn.optim.schedule_free import ScheduleFree as Averaging

@@ -156,6 +156,17 @@ class _Bounded(io.RawIOBase):
         return len(data)
 
 
+def unpacked_per_byte(path: Path, look_bytes: int = 8 << 20) -> float:
+    """How many bytes one byte of the file becomes, measured on its beginning, which must be sound; 1 where it is not packed."""
+    if not path.name.endswith(PACKED):
+        return 1.0
+    with path.open("rb") as packed:
+        stream, done = _unpacked(path.name, packed), 0
+        while done < look_bytes and (piece := stream.read(1 << 20)):
+            done += len(piece)
+        return done / max(packed.tell(), 1)
+
+
 def members(file: Path, suffixes: tuple[str, ...]) -> list[zipfile.Path]:
     """The members of a zip archive that end in one of `suffixes`, sorted; OSError where it cannot be opened."""
     try:

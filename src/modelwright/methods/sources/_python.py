@@ -86,7 +86,7 @@ class PythonTree(Source):
         return [path for path, _ in self.kept()[0]]
 
     def size_bytes(self) -> float:
-        return float(sum(path.stat().st_size for path in self.files()))
+        return float(sum(os.path.getsize(path) for path in self.files()))
 
     def digest(self) -> str | None:
         place = locate(self.package)
@@ -159,15 +159,16 @@ def _matcher(globs: Iterable[str]) -> re.Pattern[str]:
 def _walk(place: Place) -> list[tuple[str, str]]:
     """(file, relative path); plain strings, because `plan` goes through thousands of them for each source."""
     found: list[tuple[str, str]] = []
+    skip = len(str(place.base)) + 1
     for root in place.roots:
         if root.is_file():
             found.append((str(root), root.relative_to(place.base).as_posix()))
             continue
         for folder, names, files in os.walk(root):
             names[:] = [name for name in names if name not in NEVER and not name.startswith("config-")]
-            inside = Path(folder).relative_to(place.base).as_posix()
-            prefix = "" if inside == "." else f"{inside}/"
-            found += [(os.path.join(folder, name), prefix + name) for name in files if name.endswith(".py")]
+            prefix = f"{folder}{os.sep}"
+            inside = prefix[skip:].replace(os.sep, "/")
+            found += [(prefix + name, inside + name) for name in files if name.endswith(".py")]
     return sorted(found, key=lambda pair: pair[1])
 
 

@@ -84,8 +84,9 @@ class PythonAsked(PythonTree):
     chars_per_byte: ClassVar[float] = 1.1
 
     def facts(self, bytes_in: float) -> Facts:
-        chars = bytes_in * self.chars_per_byte
-        return Facts(type="records", rows=bytes_in * self.rows_per_byte, chars=chars, bytes=chars)
+        share = min(self.per_object / 4, 1.0)  # most functions are good for four
+        chars = bytes_in * self.chars_per_byte * share
+        return Facts(type="records", rows=bytes_in * self.rows_per_byte * share, chars=chars, bytes=chars)
 
     @model_validator(mode="after")
     def _ordered(self) -> PythonAsked:
