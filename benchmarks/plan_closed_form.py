@@ -1,4 +1,4 @@
-"""How near the plan's arithmetic of memory (`core/memory.py`, no torch) is to the exact count of our own training loop
+"""How near the plan's arithmetic of memory (`core/memory/`, no torch) is to the exact count of our own training loop
 (`stages/_trace.py`: two steps on tensors without values). Bytes of tensors at the peak, over architectures x lengths x
 micro-batches x adapters x recomputation x optimizers x precisions x objectives; both are told the same stage and nothing else.
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from modelwright.core.memory import Training, training_account, training_parts
-from modelwright.core.memory_pass import Texts, Work, chunk
-from modelwright.core.memory_serving import (
+from modelwright.core.memory.own import Texts, Work, chunk
+from modelwright.core.memory.serving import (
     CODINGS,
     beside_policy,
     beside_rule,
@@ -17,10 +17,10 @@ from modelwright.core.memory_serving import (
     serving_parts,
     weights_bytes,
 )
-from modelwright.core.memory_spread import Shares
+from modelwright.core.memory.spread import Shares
+from modelwright.core.memory.weights import Weight, total, weights_of
 from modelwright.core.parallel import Parallel
 from modelwright.core.stage import Facts, Given, Machine, Shape
-from modelwright.core.weights import Weight, total, weights_of
 from modelwright.methods.architectures import ARCHITECTURES
 from modelwright.methods.engines import ENGINES
 from modelwright.methods.optimizers import OPTIMIZERS

@@ -1,6 +1,6 @@
 """How long and how many answers a device can serve: weights at each size, keys and values at each size, and what is left.
 
-Sizes of weights are those of our own GGUF export (`methods/exporters/_types.py`), the rest is `core/memory_serving.py`. Quantised
+Sizes of weights are those of our own GGUF export (`methods/exporters/_types.py`), the rest is `core/memory/serving.py`. Quantised
 keys and values are llama.cpp's q8_0 and q4_0 (https://github.com/ggml-org/llama.cpp, `--cache-type-k`), which no engine here has.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 from functools import partial
 from typing import NamedTuple
 
-from modelwright.core.memory_serving import CODINGS, serving_parts
+from modelwright.core.memory.serving import CODINGS, serving_parts
 from modelwright.core.stage import Machine, Quantity
 from modelwright.core.units import bytes_text
 from modelwright.methods.exporters._types import BLOCKS, data_bytes

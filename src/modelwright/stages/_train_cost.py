@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from modelwright.core.memory import Asks, Stepper
-from modelwright.core.memory_modules import Beside
+from modelwright.core.memory.modules import Beside
+from modelwright.core.memory.weights import Weight
 from modelwright.core.parallel import Parallel
 from modelwright.core.stage import Estimate, Facts, Machine, Shape, estimate
 from modelwright.core.units import bytes_text
-from modelwright.core.weights import Weight
 from modelwright.stages import _train_memory as memories
 from modelwright.stages import _train_time as times
 from modelwright.stages._train_memory import Row

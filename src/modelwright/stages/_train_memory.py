@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 from modelwright.core.memory import Account, Training, training_account
-from modelwright.core.memory_pass import Texts, Work
+from modelwright.core.memory.own import Texts, Work
 from modelwright.core.stage import Machine, Part, Quantity
 from modelwright.core.units import bytes_text, count_text
 

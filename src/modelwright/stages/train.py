@@ -13,9 +13,9 @@ from pydantic_core import PydanticCustomError
 
 from modelwright.core.errors import UserError
 from modelwright.core.memory import ROOM_BYTES, micro_tokens, state_of_each
+from modelwright.core.memory.weights import Weight, weights_of
 from modelwright.core.spec import Runtime, Spec
 from modelwright.core.stage import Accepts, Check, Estimate, Facts, Given, Refs, Run, Shape, Stage, Stats
-from modelwright.core.weights import Weight, weights_of
 from modelwright.methods.adapters import ADAPTERS, Adapter
 from modelwright.methods.architectures import ARCHITECTURES, Architecture
 from modelwright.methods.growers import GROWERS, Grower

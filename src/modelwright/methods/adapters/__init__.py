@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from modelwright.core.memory.weights import Weight, total
 from modelwright.core.spec import Kinds, Spec
 from modelwright.core.stage import Shape
-from modelwright.core.weights import Weight, total
 
 ADAPTERS = Kinds(__name__, f"{__name__}:Adapter")
 

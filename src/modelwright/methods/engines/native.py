@@ -14,7 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from modelwright.core.errors import UserError
-from modelwright.core.memory_serving import CODINGS, cache_bytes, serving_parts
+from modelwright.core.memory.serving import CODINGS, cache_bytes, serving_parts
 from modelwright.core.spec import Advice, Runtime
 from modelwright.core.stage import Part, Shape
 from modelwright.methods.engines import EngineSpec, Request, Rule, Speculate

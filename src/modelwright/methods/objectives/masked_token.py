@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from modelwright.core.errors import UserError
-from modelwright.core.memory_pass import Texts
+from modelwright.core.memory.own import Texts
 from modelwright.core.spec import Advice
 from modelwright.methods.objectives import CrossEntropy, Head, Needs
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from modelwright.core.errors import UserError
-from modelwright.core.memory_pass import Texts
+from modelwright.core.memory.own import Texts
 from modelwright.core.spec import Advice
 from modelwright.methods.objectives import CrossEntropy, Head, Needs
 

@@ -11,8 +11,8 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
+from modelwright.core.memory.weights import Weight
 from modelwright.core.spec import Advice
-from modelwright.core.weights import Weight
 from modelwright.methods.optimizers import ADAMW_NEW, ADAMW_TUNED, Named, Optimizer, Rates, decay_groups, piece
 
 

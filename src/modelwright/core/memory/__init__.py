@@ -10,15 +10,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, NamedTuple, Protocol
 
-from modelwright.core import memory_modules as modules
-from modelwright.core import memory_pass as passes
-from modelwright.core import memory_spread as spread
-from modelwright.core.memory_modules import Beside
-from modelwright.core.memory_pass import Moment, Sides, Texts, Work
+from modelwright.core.memory import modules, spread
+from modelwright.core.memory import own as passes
+from modelwright.core.memory.modules import Beside
+from modelwright.core.memory.own import Moment, Sides, Texts, Work
+from modelwright.core.memory.weights import Place, Weight, total
 from modelwright.core.parallel import Parallel
 from modelwright.core.stage import Part, Shape
 from modelwright.core.units import count_text
-from modelwright.core.weights import Place, Weight, total
 
 LOGITS_COPIES = 2.0
 """Chunks of logits that are there at once."""

@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from modelwright.core.memory.weights import Weight, total
 from modelwright.core.parallel import Parallel
-from modelwright.core.weights import Weight, total
 
 BUCKET_BYTES = 4 * (1 << 24)
 """Gradients are summed over processes in pieces of this size (`nn/parallel/several.py`)."""

@@ -2,16 +2,16 @@
 
 Autograd keeps what each operation's derivative needs: beside the stream, what norms have before their gain, the MLP's steps, the
 inputs of matrices that are trained, and under bf16 (torch's autocast) a cast of every matrix and of every input of one. Experts
-run in float32 (torch's grouped product knows no autocast). Counted as in `core/memory_pass.py`.
+run in float32 (torch's grouped product knows no autocast). Counted as in `core/memory/own.py`.
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple, Protocol
 
-from modelwright.core.memory_pass import Sides, Work, mask_bytes
+from modelwright.core.memory.own import Sides, Work, mask_bytes
+from modelwright.core.memory.weights import total, weights_of
 from modelwright.core.stage import Shape
-from modelwright.core.weights import total, weights_of
 
 
 class Beside(Protocol):
