@@ -210,7 +210,7 @@ def usual(base: Base, length: int, numbers: str) -> float:
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
-    return float(tally.peak_bytes)
+    return float(tally.peak().bytes)
 
 
 def own(base: Base, length: int) -> float:

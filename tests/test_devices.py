@@ -262,5 +262,8 @@ def test_the_bench_shows_what_it_measured(tmp_path, monkeypatch, capsys):
     assert list(tmp_path.glob(".modelwright-bench-*")) == []
     assert main(["doctor"]) == 0
     assert "measured" in capsys.readouterr().out
+    for wrong in ("machine --power-w 0", "machine --power-w nan", "devices --power-w 9", "devices --interconnect"):
+        with pytest.raises(SystemExit):
+            main(["bench", *wrong.split()])
     assert main(["bench", "devices"]) == 0
     assert "rtx-5090" in capsys.readouterr().out

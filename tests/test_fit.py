@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+import modelwright as mw
 from modelwright.cli.main import main
 from modelwright.core.errors import UserError
 from modelwright.core.recipe import loads
@@ -414,6 +415,38 @@ def test_mistakes_on_the_command_line(capsys):
     assert "one of: full, lora" in capsys.readouterr().err
     assert main(["fit", "--device", "t4", "--model", "Qwen4-4B"]) == 2
     assert "did you mean" in capsys.readouterr().err
-    for wrong in (["--params", "3B", "--serve", "Qwen3-4B"], ["--length", "2"]):
+    for wrong in (
+        "--params 3B --serve Qwen3-4B", "--length 2", "--stage base", "--rank 4", "--method full",
+        "r.yaml --length 512", "--serve Qwen3-4B --rank 4",
+    ):  # fmt: skip
         with pytest.raises(SystemExit):
-            main(["fit", "--device", "t4", *wrong])
+            main(["fit", "--device", "t4", *wrong.split()])
+    for wrong in ("--devices 2", "--devices-file none.yaml"):
+        with pytest.raises(SystemExit):
+            main(["fit", *wrong.split()])
+    assert main(["fit", "--device", "t4", "--devices", "0"]) == 2
+    assert main(["fit", "--device", "tpu-v5e"]) == 2
+    assert "does not train on TPUs" in capsys.readouterr().err
+
+
+def test_a_start_in_a_folder_is_planned_at_its_own_size(tmp_path):
+    """Its files may hold two bytes a weight or four."""
+    import torch
+
+    from tests import engine_kit
+
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n')
+    found = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        folder = engine_kit.folder(tmp_path / str(dtype))
+        model = engine_kit.model("Llama", len(engine_kit.tokenizer()))
+        model.to(dtype).save_pretrained(folder)
+        recipe = tmp_path / "r.yaml"
+        recipe.write_text(
+            f"name: r\nstages:\n  chat: {{kind: train, start: ./{folder.name}/, data: ./rows.jsonl, objective: sft, steps: 2}}\n"
+        )
+        (row,) = mw.load(recipe, store=tmp_path / "store").plan().rows
+        found[dtype] = row.estimate.facts[""].shape
+        assert found[dtype].params == sum(weight.numel() for weight in model.parameters())
+    assert len(set(found.values())) == 1

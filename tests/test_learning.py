@@ -98,7 +98,7 @@ def test_the_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None
     assert len(json.loads(capsys.readouterr().out)["costs"]) == 2
     assert main(["learn", "fast"]) == 2
     assert "fast-track" in capsys.readouterr().err
-    for wrong in (["--full"], ["balanced", "--full"]):
+    for wrong in (["--full"], ["balanced", "--full"], ["balanced", "--out", str(tmp_path / "new"), "--json"]):
         with pytest.raises(SystemExit):
             main(["learn", *wrong])
 

@@ -11,6 +11,7 @@ from modelwright.core.recipe import load, loads
 from modelwright.core.stage import Machine
 from modelwright.core.store import Store
 from modelwright.methods.optimizers import OPTIMIZERS
+from modelwright.plan._lint_recipe import _jinja_in, _json, _tokens_in
 from modelwright.plan._lint_rows import _constant
 from modelwright.plan._lint_settings import RATE_ROOM
 from modelwright.plan.lint import _looks, lint, rules
@@ -157,6 +158,15 @@ def names(findings):
 def test_the_clean_recipe_is_clean(folder):
     assert found(loads(CLEAN), folder / "store") == []
     assert found(loads(CLEAN), folder / "store", data=True) == []
+
+
+def test_a_start_that_is_made_to_break_the_look_at_it_is_looked_past(folder):
+    """Files of a model may be a stranger's: nested ones raised."""
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        (folder / "model" / name).write_text("[" * 100_000)
+    assert _json(folder / "model" / "config.json") == {} and _tokens_in(folder / "model") == 0
+    (folder / "model" / "chat_template.jinja").mkdir()
+    assert _jinja_in(folder / "model") is None
 
 
 def test_every_rule_has_a_recipe_that_fires_it_and_a_near_one():

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from modelwright.core.memory import Training, training_account, training_parts
+from modelwright.core.memory import Training, training_account
 from modelwright.core.memory.own import Texts, Work, chunk
 from modelwright.core.memory.serving import (
     CODINGS,
@@ -86,12 +86,12 @@ COUNTED: list[tuple[str, dict[str, Any]]] = [
 
 @pytest.mark.parametrize(("kind", "fields"), COUNTED, ids=str)
 def test_the_account_is_what_is_counted(kind: str, fields: dict[str, Any]) -> None:
-    from modelwright.stages._trace import Job, traced
+    from modelwright.stages._trace import Job, counted
 
     resolved = stage(kind, **fields).resolve(given(kind))
     config = ARCHITECTURES.load(kind)(**SIZES[kind]).config(VOCAB, 128)  # type: ignore[attr-defined]
-    counted = traced(Job(resolved, config, [], resolved.precision)).peak.bytes
-    assert held(kind, **fields) == pytest.approx(counted, rel=0.02)
+    tally, _ = counted(Job(resolved, config, [], resolved.precision), "even")
+    assert held(kind, **fields) == pytest.approx(tally.peak().bytes, rel=0.02)
 
 
 # --- its own laws -----------------------------------------------------------------------------------------------
@@ -151,7 +151,7 @@ def account(parallel: Parallel, shape: Shape | None = None, **more: Any) -> dict
     shape = shape or Shape(layers=4, hidden=64, intermediate=128, heads=4, kv_heads=4, vocab=256)
     work = Work((Texts(64, 63, 63, number=2),), of_step=4)
     training = Training(shape, work, weights_of(shape), OPTIMIZERS.build("adamw"), parallel=parallel, **more)  # type: ignore[arg-type]
-    return {part.name: part.bytes for part in training_parts(training)}
+    return {part.name: part.bytes for part in training_account(training).parts}
 
 
 def test_layouts_are_their_arithmetic() -> None:

@@ -16,7 +16,8 @@ from modelwright.core.recipe import Budget, loads
 from modelwright.core.spec import fingerprint
 from modelwright.core.stage import Machine, Quantity
 from modelwright.core.units import usd_text
-from modelwright.plan import devices, money, whole
+from modelwright.plan import devices, money
+from modelwright.plan._whole_text import energy_text, interval_text
 from modelwright.plan.money import Cost
 
 TABLE = money.prices()
@@ -87,6 +88,7 @@ def test_the_cheapest_rent_counts_cards_that_are_not_used():
     dear = money.Prices(hours=[row for row in TABLE.hours if row.provider == "AWS"])
     bundled = money.rent(dear, "h100", 1)
     assert bundled is not None and bundled.usd_per_hour == pytest.approx(8 * 6.88) and "8 are rented at once" in bundled.told
+    assert money.rent(dear, "h100", 9).usd_per_hour == pytest.approx(16 * 6.88), "whole machines of eight"
     assert money.rent(TABLE, "apple-m1", 1) is None
 
 
@@ -147,7 +149,7 @@ def test_what_a_stage_is_for(made):
 
 
 def test_money_is_told_to_the_cent():
-    assert [usd_text(value) for value in (0, 0.001, 0.006, 12.345)] == ["free", "under $0.01", "$0.01", "$12.35"]
+    assert [usd_text(value) for value in (0, 0.001, 0.006, 12.345)] == ["free", "<$0.01", "$0.01", "$12.35"]
 
 
 # --- free tiers -------------------------------------------------------------------------------------------
@@ -163,6 +165,37 @@ def test_work_is_divided_over_free_sessions():
     assert "2 weeks of 30 h" in found["Kaggle"].told and all(one.fits for one in found.values())
     assert "one session of 12 h" in told([("train", 3, True)])["Google Colab"].told
     assert "within 30 h a week" in told([("train", 3, True)])["Kaggle"].told
+
+
+def test_monthly_plans_are_not_for_nothing(made):
+    row = "{device: t4, provider: Colab Pro, session_hours: 24, usd_per_month: 10, date: 2026-11-01, title: mine}"
+    file = made("budget: {usd: 0.000001, hours: 5}").path.parent / "prices.yaml"
+    file.write_text(f"free:\n  - {row}\n")
+    both = money.sessions(money.prices(file), "t4", 1, [("train", 3600.0, True)])
+    assert {one.provider: one.usd for one in both} == {"Google Colab": 0.0, "Kaggle": 0.0, "Colab Pro": 10.0}
+    (long,) = [one for one in money.sessions(money.prices(file), "t4", 1, [("train", 3.6e6, True)]) if one.usd]
+    assert long.usd == 20.0, "1,000 hours are six weeks"
+
+
+@pytest.mark.parametrize(("words", "says"), [
+    (["--device", "t4", "--devices", "0"], "0 devices"), (["--devices", "2"], "no --device"),
+    (["--html", "none/p.html"], "cannot be written"),
+    (["--devices-file", "none.yaml"], "no file none.yaml"), (["--prices", "none.yaml"], "no file none.yaml"),
+])  # fmt: skip
+def test_options_that_would_do_nothing_are_refused(made, capsys, words, says):
+    assert main(["plan", str(made().path), *words]) == 2
+    assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", ["--verify --device t4", "--exact --verify", "--exact --html p.html", "--verify --prices p"])
+def test_ways_of_planning_do_not_mix(made, words):
+    with pytest.raises(SystemExit):
+        main(["plan", str(made().path), *words.split()])
+
+
+def test_a_machine_made_in_python_is_one(made):
+    with pytest.raises(UserError, match="3 of what"):
+        made().plan(count=3)
 
 
 def test_what_cannot_go_on_must_fit_a_session():
@@ -195,7 +228,7 @@ def test_a_plan_for_a_card_uses_its_rates_memory_and_price(made):
     data = next(row for row in card.rows if row.stage == "corpus")
     assert data.cost.kwh == 0 and data.cost.rent_usd > 0 and data.estimate.device_memory is None
     names = {"stage", "kind", "state", "time", "memory", "disk", "cost"}
-    assert set(here.table()[0]) == names and set(card.table()[0]) == names | {"card", "energy"}
+    assert set(here.table()[0]) == names and set(card.table()[0]) == names | {"card", "at most", "energy"}
     assert {row["for"] for row in card.split()} == {"data", "pretraining", "fine-tuning", "evaluation"}
     assert sum(one.seconds for one in card.groups.values()) == pytest.approx(card.seconds)
     assert str(project.plan(Machine("mine", 64, 1e12))).startswith("stage")
@@ -244,8 +277,9 @@ def test_a_card_that_is_too_small_is_told(made):
 
 
 def test_intervals_stand_beside_the_card():
-    assert whole.interval_text(Quantity(2e9, "bytes", "", 1.8e9, 2.5e9)) == "2 GB (1.8 GB to 2.5 GB)"
-    assert whole.interval_text(Quantity(2e9, "bytes", "")) == "2 GB" and whole.interval_text(None) == ""
+    assert interval_text(Quantity(2e9, "bytes", "", 1.8e9, 2.5e9)) == "2 GB (1.8 GB to 2.5 GB)"
+    assert interval_text(Quantity(2e9, "bytes", "")) == "2 GB" and interval_text(None) == ""
+    assert [energy_text(kwh) for kwh in (None, 0.0, 0.0004, 2.0)] == ["", "0", "0.4 Wh", "2 kWh"], "little is not nothing"
 
 
 def test_names_of_devices_are_not_guessed(made):
@@ -329,6 +363,52 @@ def test_paid_apis_count_for_the_budget(made):
     read, written = row.estimate.asked_tokens
     assert read > 0 < written and row.cost.api_usd == pytest.approx((read + written) * 1e-4)
     assert free.plan().total.usd == 0
+
+
+def test_proposals_are_not_refused_in_their_turn(made):
+    """A card that is lent costs nothing there, and its price elsewhere is another's."""
+    head = "budget: {usd: 0.001, hours: 50}"
+    found = made(head, steps=4000).plan("t4").proposals
+    assert any(line.startswith("run on t4 at ") and line.endswith(", free") for line in found)
+    for name in [line.split()[1].rstrip(":") for line in found if line.startswith("--device")]:
+        assert not made(head, steps=4000).plan(name).over
+
+
+def test_what_a_budget_leaves_out_is_told(made):
+    assert any("no electricity" in note for note in made("budget: {usd: 5}").plan().notes)
+    assert not any("no electricity" in note for note in made("budget: {usd: 5}").plan("t4").notes)
+    with pytest.raises(UserError) as caught:
+        made("budget: {kwh: 1}").plan().refuse()
+    assert caught.value.fix is not None and "cheap enough" not in caught.value.fix
+
+
+def test_a_public_model_is_planned_at_its_size_before_it_is_fetched(made):
+    """135M weights were assumed of every model on the Hub: 10 GB in place of 80, and a budget kept that was not."""
+    text = (made().path.parent / "r.yaml").read_text()
+    tune = (
+        "tune: {{kind: train, start: 'hf:{}@{}', data: corpus, objective: next_token, steps: 10, length: 64, batch_tokens: 64}}"
+    )
+    for hub, sized in (("Qwen/Qwen3-4B", True), ("nobody/knows-it", False)):
+        file = made().path.parent / "hub.yaml"
+        file.write_text(f"{text.rstrip()}\n  {tune.format(hub, 'a' * 40)}\n")
+        plan = load(file, store=made().store.root).plan("t4")
+        row = next(row for row in plan.rows if row.stage == "tune")
+        assert (row.estimate.device_memory.value > 4 * 4 * 4e9) is sized
+        assert any(f"the sizes of hf:{hub}" in note for note in plan.notes) is not sized
+        assert bool(plan.short) is sized
+
+
+def test_a_budget_is_held_against_a_branch_that_only_a_run_resolves(made, monkeypatch):
+    text = (made().path.parent / "r.yaml").read_text()
+    tune = "tune: {kind: train, start: hf:Qwen/Qwen3-4B, data: corpus, objective: next_token, steps: 9, length: 64}"
+    file = made().path.parent / "hub.yaml"
+    file.write_text(f"budget: {{hours: 0.01}}\n{text.strip()}\n  {tune}\n")
+    monkeypatch.setattr(
+        "modelwright.core.execute.hub_commit", lambda address, accepts, network, where: "a" * 40 if network else 1 / 0
+    )
+    with pytest.raises(UserError, match="breaks its budget") as caught:
+        load(file, store="store").iterate()
+    assert caught.value.why is not None and "tune " in caught.value.why
 
 
 def test_run_refuses_before_it_starts(made, capsys):

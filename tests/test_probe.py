@@ -141,6 +141,31 @@ def test_each_verifier_takes_what_it_can_check_and_nothing_else(name):
     assert name not in by_name(verified([bad]).each)
 
 
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case("", "q", "²", options=("a", "b", "c")),
+        Case("", "q", "1" * 19_000, options=("a", "b")),
+        Case("", "q", "", calls=({"name": "x", "arguments": "[" * 100_000},)),
+        Case("", "q", "", calls=({},)),
+        Case("", "A. " * 7000, "B"),
+        Case("", "", "A:" + " " * 19_000 + "x"),
+        Case("", "", "A: 5" + " " * 19_000 + "x"),
+        Case("", "", "yes" + " " * 19_000 + "x"),
+        Case("", "", "<think>" * 2800),
+    ],
+    ids=["superscript", "digits", "nested", "no call", "listed", "spaces", "more spaces", "yes", "think"],
+)
+def test_answers_made_to_break_a_verifier_are_told_in_no_time(case):
+    """Patterns that search again from each letter took up to a minute for one of these, and the first three raised."""
+    assert verified([case]).any.of == reasoned([case])[0].of == 1
+
+
+def test_a_call_that_is_no_object_is_no_call(tmp_path):
+    turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "", "tool_calls": [{"function": "abc"}]}]
+    assert not probe([write(tmp_path / "a.jsonl", [{"messages": turns}])]).verifiers
+
+
 def test_what_a_verifier_would_compare_is_shown():
     assert verified([ANSWERS["boxed"][0]]).each[0].samples == (r"\frac{1}{2}",)
     assert verified([ANSWERS["number"][0]]).each[0].samples == ("$1,200.50",)
@@ -286,6 +311,20 @@ def test_a_large_file_is_looked_at_in_places_spread_over_it(tmp_path, monkeypatc
     assert "places spread evenly" in found.rows.why and any("in parts" in note for note in found.notes)
 
 
+def test_places_in_a_file_that_is_hardly_large_do_not_overlap(tmp_path):
+    """Blocks were longer than the way from one to the next: rows were read twice, and told as copies."""
+    file = write(tmp_path / "a.jsonl", numbered(4000, random.Random(11)))
+    assert _probe_read.LEAST_BUDGET_BYTES < file.stat().st_size < _probe_read.BLOCKS * _probe_read.LEAST_BLOCK_BYTES
+    found = probe([file], whole_bytes=1)
+    assert found.files[0].read_rows <= 4000 and not found.duplicates.exact.count
+    assert found.rows.low <= 4000 <= found.rows.high
+    text = file.read_text()
+    at = text.index("\n", len(text) // 2) + 1
+    file.write_text(text[:at] + "{torn\n" + text[at:])
+    (broken,) = probe([file], whole_bytes=1).broken
+    assert broken.samples[0].startswith(f"a.jsonl:byte {at}:"), "no number of a line, which nobody counted"
+
+
 def test_a_large_packed_file_is_looked_at_from_its_beginning(tmp_path, monkeypatch):
     monkeypatch.setattr(_probe_read, "LEAST_BUDGET_BYTES", 1)
     rows = numbered(4000, random.Random(8))
@@ -376,6 +415,16 @@ def test_torn_and_broken_lines_are_counted_with_their_places(tmp_path):
     broken = by_name(found.broken)
     assert broken["bad JSON"] == 1 and broken["not an object"] == 1 and broken["torn last line"] == 1
     assert any(share.samples[0].startswith("a.jsonl:3") for share in found.broken if share.name == "bad JSON")
+
+
+def test_archives_and_files_that_nothing_reads_are_told(tmp_path):
+    write(tmp_path / "a.jsonl", [{"text": "one"}])
+    (tmp_path / "b.zip").write_bytes(b"PK, and nothing more")
+    (tmp_path / "c.log").write_text("one two")
+    found = probe([tmp_path / "a.jsonl", tmp_path / "b.zip", tmp_path / "c.log"])
+    assert found.rows.value == 1 and by_name(found.broken) == {"not a zip archive": 1, "c.log cannot be read": 1}
+    with pytest.raises(UserError, match="cannot be read"):
+        probe(["x" * 5000])
 
 
 def test_empty_files_and_empty_rows(tmp_path):

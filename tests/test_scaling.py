@@ -72,11 +72,11 @@ def test_a_law_without_noise_is_found_again() -> None:
 
 def test_intervals_hold_what_comes() -> None:
     inside = 0
-    for seed in range(12):
+    for seed in range(6):
         said = fit(ladder(0.005, seed), seed).predict(6e7, 6e8)
         inside += said.low <= TRUE.loss(6e7, 6e8) <= said.high
         assert said.low < said.loss < said.high
-    assert inside >= 10
+    assert inside >= 5
 
 
 def test_few_runs_borrow_the_published_powers() -> None:
@@ -166,11 +166,22 @@ def test_the_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None
     assert main(["scale", "--flops", "1e19", "--inference-tokens", "1B", "--unique-tokens", "100M", "--known"]) == 0
     text = capsys.readouterr().out
     assert "worth fresh tokens" in text and all(run.name in text for run in KNOWN)
+    assert "loss with these" in text
     assert main(["scale", "--time", "2h", "--device", "t4", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["budget"]["flops"] > 1e16
-    for wrong in ([], ["--flops", "1e9", "--hours", "2"], ["--known", "--params", "1M"], ["--flops", "9", "--device", "t4"]):
+    for wrong in (
+        "", "--flops 1e9 --hours 2", "--known --params 1M", "--flops 9 --device t4", "--flops 1e18 --devices 2",
+        "--hours nan", "--hours inf --device t4", "--hours 1 --devices 2", "--flops 1e18 --unique-tokens 0", "--known --ladder 2",
+        "--fit x.csv --ladder 1", "--fit --law chinchilla",
+    ):  # fmt: skip
         with pytest.raises(SystemExit):
-            main(["scale", *wrong])
+            main(["scale", *wrong.split()])
+    assert main(["scale", "--hours", "1", "--device", "t4", "--devices", "0"]) == 2
+    assert main(["scale", "--flops", "1e18", "--html", str(tmp_path / "none" / "p.html")]) == 2
+    assert "cannot be written" in capsys.readouterr().err
+    assert main(["scale", "--flops", "1e18", "--unique-tokens", "10M", "--known", "--json"]) == 0
+    tree = json.loads(capsys.readouterr().out)
+    assert tree["known"][0]["source"] and tree["known"][0]["best"]["params"] > 1e9, "numbers for programs"
     assert main(["scale", "--fit", "--store", str(tmp_path / "none")]) == 2
     assert "0 ladders" in capsys.readouterr().err
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -98,7 +99,7 @@ def test_more_micro_batches_than_two_hold_no_more() -> None:
 
 
 def test_experts_give_an_interval() -> None:
-    job = plan_exact.job(Case("", {**SMALL, "architecture": "moe"}, {"depth": 1, "experts": 8, "experts_per_token": 1}))
+    job = plan_exact.job(Case("", {**SMALL, "architecture": "moe"}, {"depth": 1, "experts": 4, "experts_per_token": 1}))
     job.config._experts_implementation = "eager"  # expert by expert, and of idle ones nothing; one product for all is the usual
     counted = traced(job)
     assert counted.low_bytes < counted.high_bytes
@@ -114,6 +115,13 @@ def test_events_end_where_they_began() -> None:
     assert {size for size in live.values()} - {0}, "weights are there at the end"
 
 
+def test_a_card_has_no_room_of_a_processor() -> None:
+    job = plan_exact.job(Case("", {**SMALL, "precision": "bf16"}, {"depth": 1, "hidden": 32}))
+    here, card = (traced(job._replace(card=card)).events for card in (False, True))
+    rooms = [event for event in here if event.operation.startswith("room of ")]
+    assert rooms and [event.bytes for event in here if event not in rooms] == [event.bytes for event in card]
+
+
 # --- the tally -------------------------------------------------------------------------------------------
 
 
@@ -122,10 +130,10 @@ def test_storages_count_once_and_end() -> None:
         whole = torch.zeros(1000)
         part = whole[10:20].view(2, 5)
         del whole
-        assert tally.live_bytes == 4000
+        assert [event.bytes for event in tally.events] == [4000]
         part.add_(1)
         del part
-        assert tally.live_bytes == 0 and tally.peak_bytes == 4000
+        assert sum(event.bytes for event in tally.events) == 0 and tally.peak().bytes == 4000
         torch.ones(10)
     assert tally.peak().operation == "aten.zeros" and tally.peak().place.startswith("tests/test_trace.py ")
 
@@ -153,7 +161,7 @@ def test_sums_of_gradients_lie_where_the_first_one_lay() -> None:
     for event in sorted(profiler.profiler.kineto_results.events(), key=lambda event: event.start_ns()):
         live += event.nbytes() if event.name() == "[memory]" else 0
         most = max(most, live)
-    assert abs(tally.peak_bytes - most) < 100  # scalars
+    assert abs(tally.peak().bytes - most) < 100  # scalars
 
 
 # --- tensors without values ------------------------------------------------------------------------------
@@ -208,14 +216,18 @@ def test_plan_exact_tells_every_training_stage(recipe: Path, capsys: pytest.Capt
     assert (base["stage"], wide["stage"]) == ("base", "wide")
     assert wide["parts"]["weights"] > base["parts"]["weights"]
     assert base["peak_bytes"] == sum(base["parts"].values()) and base["operation"] and base["place"]
+    assert base["card"] is None
     assert base["closed_form_bytes"] == pytest.approx(base["peak_bytes"], rel=0.1)
     assert not (recipe.parent / "store").exists() or not list((recipe.parent / "store").glob("model/*"))
 
 
 def test_plan_exact_tells_one_stage_for_people(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert plan(recipe, "--stage", "wide") == 0
+    assert plan(recipe, "--stage", "wide", "--device", "t4") == 0
     out = capsys.readouterr().out
     assert "wide: " in out and "closed form: " in out and "weights" in out and "base: " not in out
+    assert "NVIDIA T4: " in out and " reserved (" in out and "in gaps" in out
+    (off,) = re.findall(r"closed form: .* \(([-+.0-9]+) %\)", out)
+    assert abs(float(off)) < 25, "gaps, workspaces and context are no tensors"
 
 
 def test_plan_exact_knows_its_stages(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -25,6 +25,7 @@ from modelwright.plan.calibrate import calibrated
 from modelwright.plan.fit import Tried, as_told, judge, tried
 from modelwright.plan.lint import lint
 from modelwright.plan.machine import this_machine
+from modelwright.plan.models import with_sizes
 from modelwright.plan.whole import Plan
 
 if TYPE_CHECKING:
@@ -117,7 +118,7 @@ class Project:
 
     def steps(self) -> list[work.Step]:
         """Every stage with its key and state."""
-        return work.prepare(self.loaded, self.store)
+        return with_sizes(work.prepare(self.loaded, self.store))
 
     def plan(
         self,
@@ -146,7 +147,8 @@ class Project:
         """The same, one stage at a time. UserError where the recipe's budget does not hold the plan."""
         adjust = calibrated(self.store)
         if self.recipe.budget is not None:
-            self.plan().refuse()
+            steps = with_sizes(work.prepare(self.loaded, self.store, network=True))  # a run asks the Hub what a branch is
+            whole.plan(self.loaded, steps, whole.target(), adjust).refuse()
         return work.execute(
             self.loaded,
             self.store,
@@ -156,6 +158,7 @@ class Project:
             only=only,
             gates=gates,
             look=partial(judge, adjust),
+            sized=with_sizes,
         )
 
     def tried(self, steps: Sequence[work.Step], machine: Machine | None = None) -> dict[str, Tried]:

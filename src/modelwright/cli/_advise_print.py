@@ -31,7 +31,7 @@ TREES = {"method": "What to do", "weights": "Which weights", "shape": "Which sha
 def show(found: Advised, machine: Machine, written: str, device: str) -> None:
     """`device`: how the machine was named, as options; '' for this one."""
     width = min(110, shutil.get_terminal_size((100, 20)).columns)
-    print(", ".join(walk.end.title for walk in found.walks))
+    print("; ".join(walk.end.title for walk in found.walks))
     for walk in found.walks:
         print(_folded(f"{walk.end.title}: {walk.end.why}", width, "  "))
     if missing := [method.title for method in found.methods if not method.here]:
@@ -45,8 +45,7 @@ def show(found: Advised, machine: Machine, written: str, device: str) -> None:
     print_table(turned_down(found), title="Turned down, and what would change that")
     print()
     numbers = ("method", "here", "role", "cost", "time", "energy", "memory")
-    title = "Side by side; cost, time, energy and memory beside those of SFT on all weights of this start"
-    print_table([{name: row[name] for name in numbers} for row in found.table], title=title)
+    print_table([{name: row[name] for name in numbers} for row in found.table], title=side_by_side(found))
     print()
     words = ("method", "data", "data quality", "deployment")
     print_table(
@@ -56,6 +55,10 @@ def show(found: Advised, machine: Machine, written: str, device: str) -> None:
     for remark in found.remarks:
         print(textwrap.fill(f"- {remark}", width, subsequent_indent="  "))
     print(f"\nwrote {written}\nnext: modelwright plan {written}{device}" if written else f"\nno recipe: {found.no_recipe}")
+
+
+def side_by_side(found: Advised) -> str:
+    return f"Side by side: cost, time, energy and memory beside one pass of SFT of all weights of {found.unit}"
 
 
 def turned_down(found: Advised) -> list[dict[str, str]]:
@@ -68,7 +71,7 @@ def start(found: Advised, machine: Machine) -> str:
     chosen = found.chosen
     assert chosen is not None
     cost = f", {usd_text(chosen.usd)}" if chosen.usd else ""
-    takes = f"about {seconds_text(chosen.seconds)}{cost} a pass on {machine.name}"
+    takes = f"{chosen.trains}: about {seconds_text(chosen.seconds)}{cost} on {machine.name}"
     return f"start: {chosen.room.name} ({count_text(chosen.room.params)} weights; {chosen.why}); {takes}"
 
 
@@ -121,11 +124,12 @@ def page(found: Advised, machine: Machine) -> str:
         facts.append(("Start", start(found, machine).removeprefix("start: ")))
     return advice.page(
         advice.Advice(
-            ", ".join(walk.end.title for walk in found.walks),
+            "; ".join(walk.end.title for walk in found.walks),
             tuple(facts),
             tuple(method.title for method in found.methods if not method.here),
             tuple(paths),
             tuple(turned_down(found)),
+            side_by_side(found),
             found.table,
             tuple(published()),
             found.remarks,

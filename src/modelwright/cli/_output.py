@@ -5,11 +5,27 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
+
+from modelwright.core.errors import UserError
+
+NAME_WIDE = 24
+"""Characters of a first column that is never broken."""
 
 
 def print_json(tree: Any) -> None:
     print(json.dumps(tree, indent=1, ensure_ascii=False, default=str))
+
+
+def write_page(path: Path, text: str) -> None:
+    """The whole file or nothing."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written", error.strerror or str(error), "name a file in a folder of yours") from None
 
 
 def print_table(rows: Sequence[dict[str, str]], *, title: str = "", colour: dict[str, dict[str, str]] | None = None) -> None:
@@ -24,10 +40,13 @@ def print_table(rows: Sequence[dict[str, str]], *, title: str = "", colour: dict
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=SIMPLE_HEAD, title=title or None, title_justify="left", pad_edge=False)
-    for name in rows[0] if rows else ():
+    table = Table(
+        box=SIMPLE_HEAD, title=title or None, title_justify="left", pad_edge=False, show_edge=False, padding=(0, 1, 0, 0)
+    )
+    for place, name in enumerate(rows[0] if rows else ()):
         numeric = all(r.get(name, "")[:1].isdigit() or r.get(name, "") in ("", "free") for r in rows)
-        table.add_column(name, justify="right" if numeric else "left", overflow="fold")
+        whole = place == 0 and max(len(r.get(name, "")) for r in rows) <= NAME_WIDE  # other columns wrap before names do
+        table.add_column(name, justify="right" if numeric else "left", overflow="fold", no_wrap=whole)
     for row in rows:
         table.add_row(*(Text(v, style=(colour or {}).get(n, {}).get(v, "")) for n, v in row.items()))
     Console().print(table)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from modelwright.cli._output import print_json, print_table
 from modelwright.core.errors import UserError
 from modelwright.core.units import bytes_text
+from modelwright.plan.cuda import BESIDE
 
 if TYPE_CHECKING:
     from modelwright.api import Project
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
     from modelwright.plan.whole import Plan
 
 Tree = dict[str, Any]
-NO_TENSORS = ("imports", "rows", "reference")
-"""Parts of the closed form that no operation allocates: libraries, and what lies in numpy's memory."""
+NO_TENSORS = ("imports", "rows", "reference", *BESIDE)
+"""Parts of the closed form that no operation allocates: libraries, what lies in numpy's memory, and what a card holds beside."""
 
 
 def options(parse: argparse.ArgumentParser) -> None:
@@ -46,6 +47,7 @@ def exact(project: Project, plan: Plan, chosen: argparse.Namespace) -> int:
 def _trees(project: Project, plan: Plan, only: str | None) -> Iterator[Tree]:
     """What was counted of each training stage, or of one."""
     from modelwright.core.execute import givens, stage_kind
+    from modelwright.plan.cuda import reserved
     from modelwright.stages._trace import trace
     from modelwright.stages._trace_open import Known
 
@@ -61,6 +63,8 @@ def _trees(project: Project, plan: Plan, only: str | None) -> Iterator[Tree]:
         for name in [only] if only is not None else trains:
             begin = time.perf_counter()
             found = trace(name, known, progress.of(name))
+            machine = given[name].machine
+            card = reserved(found.events, machine.name) if machine.device == "cuda" else None
             yield {
                 "stage": name,
                 "peak_bytes": found.peak.bytes,
@@ -69,6 +73,7 @@ def _trees(project: Project, plan: Plan, only: str | None) -> Iterator[Tree]:
                 "operation": found.peak.operation,
                 "place": found.peak.place,
                 "parts": dict(sorted(found.peak.parts.items(), key=lambda part: -part[1])),
+                "card": {"name": machine.name, **card._asdict()} if card else None,
                 "closed_form_bytes": _tensors(closed[name]),
                 "closed_form_parts": {part.name: round(part.bytes) for part in _parts(closed[name])},
                 "assumed": found.why,
@@ -108,6 +113,10 @@ def _print(tree: Tree) -> None:
         low, high = bytes_text(tree["low_bytes"]), bytes_text(tree["high_bytes"])
         print(f"  {low} to {high}: with experts used evenly, and with as few of them as there can be")
     print(f"  closed form: {bytes_text(tree['closed_form_bytes'])} ({_off(tree)})")
+    if card := tree["card"]:
+        low, high = bytes_text(card["low"]), bytes_text(card["high"])
+        print(f"  {card['name']}: {bytes_text(card['value'])} reserved ({low} to {high}), the driver's context beside it")
+        print(f"    {card['why']}")
     print(f"  {tree['assumed']}; counted in {tree['seconds']:.1f} s, without libraries and stored rows")
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from modelwright.cli._output import write_page
 from modelwright.core.units import bytes_text, seconds_text, usd_text
-from modelwright.plan.whole import energy_text, interval_text
+from modelwright.plan._whole_text import energy_text, interval_text
 
 if TYPE_CHECKING:
     from modelwright.plan.whole import Plan, Planned
@@ -28,10 +29,8 @@ def write(plan: Plan, path: Path, recipe: str) -> None:
     notes += [f"without rent: {session.told}" for session in plan.sessions]
     notes += [f"no price is known of {name}" for name in plan.unknown]
     warnings = [str(one) for one in plan.over] + plan.misfits()
-    text = page(Page(recipe, plan.machine, facts, [_line(row) for row in plan.rows], notes, warnings, list(plan.proposals)))
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    lines = [_line(row) for row in plan.rows]
+    write_page(path, page(Page(recipe, plan.machine, facts, lines, notes, warnings, list(plan.proposals))))
 
 
 def _line(row: Planned) -> Line:

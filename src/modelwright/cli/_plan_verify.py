@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from modelwright.stages._verify import Tried
 
 Tree = dict[str, Any]
+FAILED = "it failed; the reason stands above"
 
 
 def options(parse: argparse.ArgumentParser) -> None:
@@ -37,9 +38,10 @@ def verify(chosen: argparse.Namespace, args: list[str]) -> int:
     if not chosen.verify:
         raise UserError("--stage names the stage that --verify tries or --exact counts", fix="add --verify or --exact")
     trees = [_one(open_project(chosen), chosen.stage)] if chosen.stage else list(_each(open_project(chosen), args))
+    failed = int(any(tree["left_out"] == FAILED for tree in trees))
     if chosen.json:
         print_json(trees)
-        return 0
+        return failed
     measured = [tree for tree in trees if not tree["left_out"]]
     if measured:
         print_table([line for tree in measured for line in _lines(tree)])
@@ -52,7 +54,7 @@ def verify(chosen: argparse.Namespace, args: list[str]) -> int:
     for tree in trees:
         if tree["left_out"]:
             print(f"{tree['stage']} ({tree['kind']}) was not tried: {tree['left_out']}")
-    return 0
+    return failed
 
 
 def _each(project: Project, args: list[str]) -> Any:
@@ -70,7 +72,7 @@ def _each(project: Project, args: list[str]) -> Any:
         command = [sys.executable, "-m", "modelwright.cli.main", "plan", *rest, "--stage", step.name, "--json"]
         done = subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True)
         if done.returncode:
-            yield {"stage": step.name, "kind": stage_kind(step.stage), "left_out": "it failed; the reason stands above"}
+            yield {"stage": step.name, "kind": stage_kind(step.stage), "left_out": FAILED}
         else:
             yield json.loads(done.stdout)[0]
 

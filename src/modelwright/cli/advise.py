@@ -122,8 +122,11 @@ def _share(text: str) -> float:
 def main(args: list[str]) -> int:
     given = options().parse_args(args)
     out: Path = given.out or Path("advised.yaml")
-    if not out.parent.is_dir():
-        raise UserError(f"there is no folder {out.parent}")
+    for file in filter(None, (out, given.html)):
+        if not file.parent.is_dir():
+            raise UserError(f"there is no folder {file.parent}")
+    if given.out is not None and out.exists():
+        raise UserError(f"{out} is there already", fix="choose another name; nothing was written")
     machine = _machine(given)
     seen = _look(given.data, out.parent)
     known = _known(given, seen, machine, out.parent)
@@ -139,7 +142,7 @@ def _told(found: Advised, machine: Machine, given: argparse.Namespace, out: Path
     from modelwright.cli import _advise_print as printing
     from modelwright.cli._output import print_json
 
-    written = _write(found.recipe, out, given.out is not None) if found.recipe else ""
+    written = _write(found.recipe, out) if found.recipe else ""
     if given.html:
         temporary = given.html.with_name(given.html.name + ".tmp")
         temporary.write_text(printing.page(found, machine), encoding="utf-8")
@@ -154,11 +157,9 @@ def _told(found: Advised, machine: Machine, given: argparse.Namespace, out: Path
     return 0
 
 
-def _write(text: str, out: Path, named: bool) -> str:
+def _write(text: str, out: Path) -> str:
     """The file's name. A file that is there is never touched: it may be an earlier recipe, with work in it."""
     if out.exists():
-        if named:
-            raise UserError(f"{out} is there already", fix="choose another name; nothing was written")
         out = next(path for n in range(2, 10_000) if not (path := out.with_stem(f"{out.stem}-{n}")).exists())
     temporary = out.with_name(out.name + ".tmp")
     temporary.write_text(text, encoding="utf-8")

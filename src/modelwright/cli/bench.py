@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import date
 from functools import partial
+from math import inf
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any
@@ -39,6 +40,12 @@ def main(args: list[str]) -> int:
     options.add_argument("--power-w", type=float, metavar="WATTS", help="what this machine draws under load, read off a meter")
     options.add_argument("--devices-file", type=Path, metavar="FILE", help="devices of your own, in the table's layout")
     chosen = options.parse_args(args)
+    if chosen.what == "machine" and chosen.devices_file is not None:
+        options.error("--devices-file goes with `devices`")
+    if chosen.what == "devices" and (chosen.interconnect or chosen.power_w is not None):
+        options.error("--interconnect and --power-w go with `machine`")
+    if chosen.power_w is not None and not 0 < chosen.power_w < inf:
+        options.error("--power-w takes more than 0 watts")
     if chosen.what == "devices":
         return _devices(chosen.devices_file, chosen.json)
     found = machine(chosen.interconnect, chosen.power_w, chosen.json)
@@ -196,10 +203,11 @@ def _devices(file: Path | None, as_json: bool) -> int:
                 "of it": f"{row.achieved_frac:.0%}",
                 "power": f"{row.power_w * row.chips:g} W" if row.power_w else "",
                 "cuda": row.capability,
-                "link": f"{row.link.gb_per_s:g} GB/s {row.link.kind}" if row.link else "",
-                "host": f"{row.host.cores} cores, {row.host.memory_gb:g} GB",
             }
         )
     print_table(rows)
-    print("\nrates: TFLOP/s of dense products on the data sheet; `of it`: what training reaches. Sources: --json")
+    print(
+        "\nrates: TFLOP/s of dense products on the data sheet; `of it`: what training reaches\n"
+        "links, the machine around each, notes and sources: --json"
+    )
     return 0

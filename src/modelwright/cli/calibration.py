@@ -8,7 +8,7 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from modelwright.cli._options import parser
-from modelwright.cli._output import print_json, print_table
+from modelwright.cli._output import print_json, print_table, write_page
 from modelwright.core.errors import UserError
 from modelwright.core.store import Store
 from modelwright.plan.calibrate import Account, accounts
@@ -36,9 +36,7 @@ def main(args: list[str]) -> int:
         from modelwright.report.calibration import page
 
         text = page([_panel(account) for account in found], str(given.store))
-        temporary = given.html.with_name(given.html.name + ".tmp")
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(given.html)
+        write_page(given.html, text)
     if given.json:
         print_json([_tree(account) for account in found])
         return 0
@@ -46,8 +44,9 @@ def main(args: list[str]) -> int:
     print(f"\n{_summary(found)}")
     for account in found:
         if corrections := _corrections(account):
-            told = ", ".join(f"{name} {factor:.2f}" for name, factor in corrections)
-            print(f"{account.kind}, {_what(account)} on {account.host}: times {told}; from {len(account.points)} runs")
+            told = ", ".join(f"{name} x {factor:.2f}" for name, factor in corrections)
+            runs = f"{len(account.points)} run{'s' if len(account.points) > 1 else ''}"
+            print(f"{account.kind}, {_what(account)} on {account.host}: {told}; from {runs}")
     if given.html:
         print(f"page: {given.html}")
     return 0

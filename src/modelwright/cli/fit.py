@@ -21,6 +21,8 @@ ABOUT = (
     "Show what fits the memory of a device, or of this machine: each stage of a recipe; a model and a method; without either, "
     "which public models can be trained by which method. Every number is held against the high end of its interval."
 )
+METHOD, LENGTH, RANK = "lora", 2048, 16
+"""Unless something else is asked for."""
 VERDICT = {"verdict": {"fits": "green", "may not fit": "yellow", "does not fit": "bold red"}}
 
 
@@ -30,25 +32,25 @@ def options() -> argparse.ArgumentParser:
     _options.add_overrides(made)
     made.add_argument("--stage", metavar="NAME", help="this stage of the recipe alone")
     made.add_argument("--device", metavar="NAME", help="a device by name, such as t4 (default: this machine)")
-    made.add_argument("--devices", type=int, default=1, metavar="N", help="so many of it (%(default)s)")
+    made.add_argument("--devices", type=int, metavar="N", help="so many of it (1)")
     made.add_argument("--devices-file", type=Path, metavar="FILE", help="rows of your own beside the table of devices")
     made.add_argument("--params", metavar="3B", help="a model of so many weights, in place of a recipe")
     made.add_argument("--model", metavar="MODEL", help="a public model by name, or a folder with config.json")
     made.add_argument("--serve", metavar="MODEL", help="the same, to be served: context and sequences")
-    made.add_argument("--method", default="lora", metavar="METHOD", help="full, lora, qlora, dpo or grpo (%(default)s)")
-    made.add_argument("--length", type=int, default=2048, metavar="TOKENS", help="of a row (%(default)s)")
-    made.add_argument("--rank", type=int, default=16, help="of LoRA (%(default)s)")
+    made.add_argument("--method", metavar="METHOD", help=f"full, lora, qlora, dpo or grpo ({METHOD})")
+    made.add_argument("--length", type=int, metavar="TOKENS", help=f"of a row ({LENGTH})")
+    made.add_argument("--rank", type=int, help=f"of LoRA ({RANK})")
     return made
 
 
 def main(args: list[str]) -> int:
     parse = options()
     given = parse.parse_args(args)
-    if given.length < 8 or given.rank < 1:
-        parse.error("--length takes 8 or more, --rank 1 or more")
-    named = [given.recipe, given.params, given.model, given.serve]
-    if sum(one is not None for one in named) > 1:
+    named = [name for name in ("recipe", "params", "model", "serve") if getattr(given, name) is not None]
+    if len(named) > 1:
         parse.error("give one of: a recipe, --params, --model, --serve")
+    _refuse_unread(parse, given, named[0] if named else "")
+    given.method, given.length, given.rank = given.method or METHOD, given.length or LENGTH, given.rank or RANK
     machine = _machine(given)
     if given.recipe is not None:
         return _recipe(given, machine)
@@ -61,11 +63,33 @@ def main(args: list[str]) -> int:
     return _models(given, machine)
 
 
+def _refuse_unread(parse: argparse.ArgumentParser, given: argparse.Namespace, what: str) -> None:
+    """Nothing that is typed does nothing. `what` is asked about; '' for all public models."""
+    training = {"params", "model"}
+    goes_with = {"stage": {"recipe"}, "method": training, "rank": training, "length": training | {""}}
+    for option, asked in goes_with.items():
+        if getattr(given, option) is not None and what not in asked:
+            parse.error(f"--{option} goes with {' or '.join(_words(name) for name in sorted(asked))}")
+    if given.device is None and (given.devices is not None or given.devices_file is not None):
+        parse.error("--devices and --devices-file go with --device")
+    if (given.length is not None and given.length < 8) or (given.rank is not None and given.rank < 1):
+        parse.error("--length takes 8 or more, --rank 1 or more")
+
+
+def _words(name: str) -> str:
+    return {"": "the public models", "recipe": "a recipe"}.get(name, f"--{name}")
+
+
 def _machine(given: argparse.Namespace) -> Machine:
     from modelwright.plan.devices import named
     from modelwright.plan.machine import this_machine
 
-    return named(given.device, given.devices, given.devices_file) if given.device else this_machine()
+    if given.device is None:
+        return this_machine()
+    found = named(given.device, 1 if given.devices is None else given.devices, given.devices_file)
+    if found.device == "tpu":
+        raise UserError(f"nothing fits {found.name}: Modelwright does not train on TPUs", "its row is there for its price alone")
+    return found
 
 
 def _base(text: str) -> Base:
@@ -84,6 +108,7 @@ def _title(machine: Machine) -> str:
 
 def _recipe(given: argparse.Namespace, machine: Machine) -> int:
     from modelwright.plan.fit import fit, most
+    from modelwright.plan.models import unsized
 
     project = _options.open_project(given)
     names = [given.stage] if given.stage else list(project.recipe.stages)
@@ -91,17 +116,22 @@ def _recipe(given: argparse.Namespace, machine: Machine) -> int:
         raise UserError(f"the recipe has no stage {given.stage!r}", fix=f"its stages: {', '.join(project.recipe.stages)}")
     steps = project.steps()
     lengths = project.lengths(steps)
-    found = {
-        name: (fit(now.stage, now.given, name, lengths, now.adjust), most(now))
-        for name, now in project.tried(steps, machine if given.device else None).items()
-        if name in names and now.needs
-    }
+    stages = project.tried(steps, machine if given.device else None)
+    trial = {name: now for name, now in stages.items() if name in names and now.needs}
+    found = {name: (fit(now.stage, now.given, name, lengths, now.adjust), most(now)) for name, now in trial.items()}
+    notes = [note for name, now in trial.items() if (note := unsized(name, now.stage, now.given.parents))]
     if given.json:
         print_json(
-            {"machine": machine._asdict(), "stages": {name: _tree(fits, largest) for name, (fits, largest) in found.items()}}
+            {
+                "machine": machine._asdict(),
+                "notes": notes,
+                "stages": {name: _tree(fits, largest) for name, (fits, largest) in found.items()},
+            }
         )
         return 0
     print_table([_row(fits) for fits, _ in found.values()], title=_title(machine), colour=VERDICT)
+    for note in notes:
+        print(f"note: {note}")
     for name, (_, largest) in found.items():
         for one in largest:
             if one.value is not None:

@@ -44,6 +44,8 @@ def main(args: list[str]) -> int:
         return 0
     if given.full and given.out is None:
         parse.error("--full goes with --out")
+    if given.json and given.out is not None:
+        parse.error("--json prints, and --out writes: give one")
     path = learning.read(given.path)
     if given.out is not None:
         _write(given.path, path, given.out, given.full)
@@ -59,7 +61,8 @@ def main(args: list[str]) -> int:
 def planned(name: str, path: LearningPath, store: Path) -> list[dict[str, Cost]]:
     """Of each step: small on this machine (`here`), and at full size on each of `DEVICES`."""
     from modelwright.api import load
-    from modelwright.plan import learning
+    from modelwright.plan import learning, whole
+    from modelwright.plan.calibrate import calibrated
 
     found = []
     made: dict[str, set[str]] = {}
@@ -67,9 +70,10 @@ def planned(name: str, path: LearningPath, store: Path) -> list[dict[str, Cost]]
         file, costs = learning.recipe(name, step), {}
         small = load(file, store=store)
         full = load(file, *path.overrides(list(small.recipe.stages)), store=store)
+        small_steps, full_steps = small.steps(), full.steps()  # once, since this reads whatever the recipes name
         for where in ("here", *DEVICES):
-            project = small if where == "here" else full
-            plan = project.plan() if where == "here" else project.plan(where)
+            project, steps, device = (small, small_steps, None) if where == "here" else (full, full_steps, where)
+            plan = whole.plan(project.loaded, steps, whole.target(device), calibrated(project.store))
             before = made.setdefault(where, set())
             rows = [row for row in plan.rows if row.key not in before and row.state != "cached"]
             before |= {row.key for row in plan.rows}
@@ -131,8 +135,11 @@ def _write(name: str, path: LearningPath, out: Path, full: bool) -> None:
     if there := [file for file in files if (out / file).exists()]:
         raise UserError(f"{out} already has {', '.join(there)}", fix="choose another folder; nothing was written")
     texts = {file: learning.full_text(path, source) if full else source.read_text("utf-8") for file, source in files.items()}
-    out.mkdir(parents=True, exist_ok=True)
-    for file, text in texts.items():
-        (out / file).write_text(text, encoding="utf-8")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for file, text in texts.items():
+            (out / file).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{out} cannot be written", error.strerror or str(error), "name a folder of yours") from None
     first = next(iter(files))
     print(f"wrote {len(files)} recipes to {out}\nnext: cd {out}; modelwright plan {first}; modelwright run {first}")

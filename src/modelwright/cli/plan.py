@@ -17,6 +17,13 @@ if TYPE_CHECKING:
     from modelwright.plan.whole import Plan
 
 
+UNREAD = {
+    "exact": ("verify", "why", "html", "prices"),
+    "verify": ("why", "html", "prices", "device", "devices", "devices_file"),
+}
+"""What `--exact`, and `--verify`, which tries this machine, would not read."""
+
+
 def main(args: list[str]) -> int:
     options = parser("plan", "Show each stage, cached or to do, with its memory, time and cost. Runs nothing, asks no network.")
     options.add_argument("--why", action="store_true", help="show where each number comes from")
@@ -28,6 +35,10 @@ def main(args: list[str]) -> int:
     _plan_verify.options(options)
     _plan_exact.options(options)
     chosen = options.parse_args(args)
+    for mode, unread in UNREAD.items():
+        named = [f"--{name.replace('_', '-')}" for name in unread if getattr(chosen, name) not in (None, False)]
+        if getattr(chosen, mode) and named:
+            options.error(f"--{mode} does not go with {', '.join(named)}")
     if chosen.exact:
         return _plan_exact.exact(open_project(chosen), _planned(chosen), chosen)
     if chosen.verify or chosen.stage:
@@ -52,7 +63,8 @@ def main(args: list[str]) -> int:
 def _planned(chosen: argparse.Namespace) -> Plan:
     if chosen.devices is not None and chosen.device is None:
         raise UserError("--devices says how many, and there is no --device", fix="name one: --device t4")
-    return open_project(chosen).plan(chosen.device, chosen.devices or 1, prices=chosen.prices, devices=chosen.devices_file)
+    many = 1 if chosen.devices is None else chosen.devices
+    return open_project(chosen).plan(chosen.device, many, prices=chosen.prices, devices=chosen.devices_file)
 
 
 def _print(plan: Plan, why: bool) -> None:

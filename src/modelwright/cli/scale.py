@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modelwright.cli import _options
-from modelwright.cli._output import print_json, print_table
+from modelwright.cli._output import print_json, print_table, write_page
 from modelwright.core.errors import UserError
-from modelwright.core.units import count_of, count_text, duration_s
+from modelwright.core.units import count_of, count_text, duration_s, rate_text, seconds_text
 
 if TYPE_CHECKING:
     from modelwright.plan._scaling_fit import Fitted
@@ -37,13 +38,13 @@ def options() -> argparse.ArgumentParser:
     budget.add_argument("--hours", type=float, metavar="H", help="hours on --device, or on this machine")
     budget.add_argument("--time", metavar="T", help="the same as 50m, 2h30m")
     parse.add_argument("--device", metavar="NAME", help="a device of the table (t4, a100-80, …); default: this machine")
-    parse.add_argument("--devices", type=int, default=1, metavar="N", help="so many of it")
-    parse.add_argument("--inference-tokens", type=_count, default=0.0, metavar="N", help="tokens that will be generated with it")
+    parse.add_argument("--devices", type=int, metavar="N", help="so many of it")
+    parse.add_argument("--inference-tokens", type=_count, metavar="N", help="tokens that will be generated with it")
     parse.add_argument("--unique-tokens", type=_count, metavar="N", help="tokens of text that there are: more means repeating")
-    parse.add_argument("--law", choices=("refitted", "chinchilla"), default="refitted", help="the published law (%(default)s)")
+    parse.add_argument("--law", choices=("refitted", "chinchilla"), help="the published law (refitted)")
     own = parse.add_argument_group("your own ladder")
     own.add_argument("--fit", nargs="?", const="", metavar="FILE", help="fit the law to the store's runs, or a .csv or .jsonl")
-    own.add_argument("--ladder", type=int, default=1, metavar="N", help="which of the store's ladders (1: the most runs)")
+    own.add_argument("--ladder", type=int, metavar="N", help="which of the store's ladders (1: the most runs)")
     own.add_argument("--params", type=_count, metavar="N", help="with --tokens: predict the loss of such a run")
     own.add_argument("--tokens", type=_count, metavar="N", help="tokens of that run")
     parse.add_argument("--known", action="store_true", help="published runs, and what the law says of them")
@@ -63,21 +64,16 @@ def main(args: list[str]) -> int:
 
     parse = options()
     given = parse.parse_args(args)
-    flops = _flops(parse, given)
-    if (given.params is None) != (given.tokens is None) or (given.params is not None and given.fit is None):
-        parse.error("--params and --tokens go together, with --fit")
-    if flops is None and given.fit is None and not given.known:
-        parse.error("give a budget (--flops, --hours, --time), --fit or --known")
-    if flops is None and (given.inference_tokens or given.unique_tokens):
-        parse.error("--inference-tokens and --unique-tokens need a budget")
-    law, points = LAWS[given.law], list["Point"]()
+    flops, how = _flops(parse, given)
+    _refuse_unread(parse, given, flops)
+    law, points = LAWS[given.law or "refitted"], list["Point"]()
     tables: list[tuple[str, list[dict[str, str]]]] = []
     tree: dict[str, Any] = {}
     fitted: Fitted | None = None
     if given.fit is not None:
         fitted, points = _own(given, tables, tree)
         law = fitted.law
-    budget = _budget(law, flops, given, tables, tree) if flops is not None else None
+    budget = _budget(law, flops, how, given, tables, tree) if flops is not None else None
     if fitted is not None and budget is not None:
         fitted.check(tree["budget"]["best"]["params"], tree["budget"]["best"]["tokens"])
     if given.known:
@@ -91,30 +87,52 @@ def main(args: list[str]) -> int:
     if given.html is not None:
         from modelwright.report.scaling import page
 
-        given.html.write_text(page(tables, budget, points), encoding="utf-8")
+        write_page(given.html, page(tables, budget, points))
+        if not given.json:
+            print(f"page: {given.html}")
     return 0
 
 
-def _flops(parse: argparse.ArgumentParser, given: argparse.Namespace) -> float | None:
-    """Operations of the budget; None where there is none."""
+def _refuse_unread(parse: argparse.ArgumentParser, given: argparse.Namespace, flops: float | None) -> None:
+    """Nothing that is typed does nothing."""
+    if (given.params is None) != (given.tokens is None) or (given.params is not None and given.fit is None):
+        parse.error("--params and --tokens go together, with --fit")
+    if flops is None and given.fit is None and not given.known:
+        parse.error("give a budget (--flops, --hours, --time), --fit or --known")
+    if flops is None and (given.inference_tokens is not None or given.unique_tokens is not None):
+        parse.error("--inference-tokens and --unique-tokens need a budget")
+    if given.ladder is not None and given.fit != "":
+        parse.error("--ladder goes with --fit without a file")
+    if given.fit is not None and given.law is not None:
+        parse.error("--law is a published one, and --fit one of your own: give one")
+    if 0.0 in (given.unique_tokens, given.params, given.tokens):
+        parse.error("--unique-tokens, --params and --tokens are more than 0")
+
+
+def _flops(parse: argparse.ArgumentParser, given: argparse.Namespace) -> tuple[float | None, str]:
+    """Operations of the budget, and what does them; None where there is none."""
     named = [name for name in ("flops", "hours", "time") if getattr(given, name) is not None]
     if len(named) > 1:
         parse.error(f"--{' and --'.join(named)} say the same thing: give one")
+    if given.devices is not None and given.device is None:
+        parse.error("--devices needs --device")
     if not named or named == ["flops"]:
-        if given.device:
+        if given.device is not None:
             parse.error("--device needs --hours or --time")
-        return given.flops if named else None
+        return (given.flops, "") if named else (None, "")
     seconds = given.hours * 3600 if given.hours is not None else duration_s(given.time)
-    if not seconds or seconds <= 0:
+    if not seconds or not 0 < seconds < math.inf:
         parse.error("write a time as 50m or 2h30m, and more than none")
     from modelwright.plan.devices import named as device
     from modelwright.plan.machine import this_machine
 
-    machine = device(given.device, given.devices) if given.device else this_machine()
-    return float(seconds) * max(machine.flops_per_s, machine.bf16_flops_per_s, machine.fp16_flops_per_s)
+    many = 1 if given.devices is None else given.devices
+    machine = device(given.device, many) if given.device is not None else this_machine()
+    rate = max(machine.flops_per_s, machine.bf16_flops_per_s, machine.fp16_flops_per_s)
+    return seconds * rate, f"{seconds_text(seconds)} of {machine.name} at {rate_text(rate, 'FLOP/s')}"
 
 
-def _row(split: Split, unique: float | None, what: str) -> dict[str, str]:
+def _row(law: Law, split: Split, unique: float | None, what: str) -> dict[str, str]:
     from modelwright.plan.scaling import worth_tokens
 
     row = {
@@ -129,30 +147,36 @@ def _row(split: Split, unique: float | None, what: str) -> dict[str, str]:
         row["answers"] = f"{split.inference_flops:.2e} FLOP"
     if unique is not None:
         row["epochs"] = f"{max(1.0, split.tokens / unique):.3g}"
-        row["worth fresh tokens"] = count_text(worth_tokens(unique, split.tokens))
+        worth = worth_tokens(unique, split.tokens)
+        row |= {"worth fresh tokens": count_text(worth), "loss with these": f"{law.loss(split.params, worth):.3f}"}
     return row
 
 
 def _budget(
-    law: Law, flops: float, given: argparse.Namespace, tables: list[tuple[str, list[dict[str, str]]]], tree: dict[str, Any]
+    law: Law,
+    flops: float,
+    how: str,
+    given: argparse.Namespace,
+    tables: list[tuple[str, list[dict[str, str]]]],
+    tree: dict[str, Any],
 ) -> Budget:
     """The best split and those beside it."""
     from modelwright.plan.scaling import best_split, given_size
     from modelwright.report.scaling import Budget
 
-    best = best_split(law, flops, given.inference_tokens)
-    rows, beside = [_row(best, given.unique_tokens, "best")], []
+    best = best_split(law, flops, given.inference_tokens or 0.0)
+    rows, beside = [_row(law, best, given.unique_tokens, "best")], []
     sizes = [best.params * 2 ** (step / 4) for step in range(-16, 17)]
     for params in sizes:
         try:
-            beside.append(given_size(law, flops, params, given.inference_tokens))
+            beside.append(given_size(law, flops, params, given.inference_tokens or 0.0))
         except UserError:
             break  # so large a model leaves nothing to train it with
     for factor in OTHERS:
         if near := [one for one in beside if abs(one.params / best.params / factor - 1) < 0.01]:
-            rows.append(_row(near[0], given.unique_tokens, f"{factor:g} times the size"))
-    tables.append((f"{flops:.2e} operations, {law.source}", rows))
-    tree["budget"] = {"flops": flops, "law": law._asdict(), "best": best._asdict()}
+            rows.append(_row(law, near[0], given.unique_tokens, f"{factor:g} times the size"))
+    tables.append((f"{flops:.2e} operations{f', {how}' if how else ''}\nunder {law.source}", rows))
+    tree["budget"] = {"flops": flops, "by": how, "law": law._asdict(), "best": best._asdict()}
     said = f"{count_text(best.params)} weights, {count_text(best.tokens)} tokens"
     return Budget([one.params for one in beside], [one.loss for one in beside], (best.params, best.loss), said)
 
@@ -196,13 +220,14 @@ def _ladder(given: argparse.Namespace) -> tuple[Ladder, Path | None]:
     if given.fit:
         return Ladder(given.fit, read_runs(Path(given.fit)), f"as {Path(given.fit).name} says"), None
     found = ladders(Store(given.store))
-    if not 1 <= given.ladder <= len(found):
+    number = 1 if given.ladder is None else given.ladder
+    if not 1 <= number <= len(found):
         raise UserError(
-            f"the store {given.store} has {len(found)} ladders" + (f", no number {given.ladder}" if found else ""),
+            f"the store {given.store} has {len(found)} ladders" + (f", no number {number}" if found else ""),
             "a ladder is models trained from scratch with `next_token` on the same rows and vocabulary",
             "train some small ones of different depth and steps, or name a file: --fit runs.csv",
         )
-    return found[given.ladder - 1], given.store
+    return found[number - 1], given.store
 
 
 def _kept(folder: Path | None) -> list[Mapping[str, Any]]:
@@ -262,6 +287,7 @@ def _known(law: Law, tables: list[tuple[str, list[dict[str, str]]]], tree: dict[
     from modelwright.plan.scaling import KNOWN, best_split, training_flops
 
     rows: list[dict[str, str]] = []
+    tree["known"] = []
     for run in KNOWN:
         flops = training_flops(run.params, run.tokens)
         best = best_split(law, flops)
@@ -275,8 +301,7 @@ def _known(law: Law, tables: list[tuple[str, list[dict[str, str]]]], tree: dict[
                 "law's tokens": count_text(best.tokens),
                 "loss": f"{law.loss(run.params, run.tokens):.3f}",
                 "best loss": f"{best.loss:.3f}",
-                "source": run.source,
             }
         )
-    tables.append((f"known runs under {law.source}", rows))
-    tree["known"] = rows
+        tree["known"].append({**run._asdict(), "loss": law.loss(run.params, run.tokens), "best": best._asdict()})
+    tables.append((f"known runs (their sources: --json) under {law.source}", rows))

@@ -48,6 +48,8 @@ class Parent(NamedTuple):
     """Where an external input is; None for a stage and for what is still on the Hub or elsewhere."""
     fetched: Path | None = None
     """Folder for what is elsewhere."""
+    facts: Facts | None = None
+    """What is known of it before it is here; None: no more than its size."""
 
 
 class Step(NamedTuple):
@@ -191,7 +193,7 @@ def _parent_facts(step: Step, facts: Mapping[str, Mapping[str, Facts]]) -> dict[
             made = facts[parent.stage]
             found[parent.ref] = made.get(parent.part or "", made.get("", Facts(type="unknown")))
         else:
-            found[parent.ref] = _outside(parent.path)
+            found[parent.ref] = parent.facts or outside(parent.path)
     return found
 
 
@@ -199,7 +201,7 @@ def _paths(step: Step) -> dict[str, Path]:
     return {parent.ref: parent.path for parent in step.parents if parent.path is not None}
 
 
-def _outside(path: Path | None) -> Facts:
+def outside(path: Path | None) -> Facts:
     """What is known of files that no stage made."""
     if path is None:
         return Facts(type="path")
@@ -233,13 +235,15 @@ def execute(
     only: str | None = None,
     gates: bool = True,
     look: Look = unseen,
+    sized: Callable[[Sequence[Step]], list[Step]] = list,
 ) -> Iterator[Outcome]:
     """Make what is missing, in order; yields each stage as it ends. `only`: this stage and what it needs. `look`: at each stage,
-    before any work and once more before its own, when more is known of what it is made from; not without `gates`.
+    before any work and once more before its own, when more is known of what it is made from; not without `gates`. `sized`: adds
+    what is known of models that are not here yet.
 
     Finished stages stay whatever happens to later ones; a killed one leaves a `.part` that the same recipe goes on from.
     """
-    steps = prepare(loaded, store, network=True)
+    steps = sized(prepare(loaded, store, network=True))
     wanted = _needed(steps, only)
     look = look if gates else unseen
     _look_ahead([step for step in steps if step.name in wanted], loaded, machine, adjust, look)
@@ -375,7 +379,7 @@ def facts_of(step: Step, made: Mapping[str, Artifact]) -> dict[str, Facts]:
 
 def _parent_facts_made(parent: Parent, made: Mapping[str, Artifact]) -> Facts:
     if parent.stage is None:
-        return _outside(parent.path)
+        return parent.facts or outside(parent.path)
     measured = _measured(made[parent.stage])
     return measured.get(parent.part or "", measured.get("", Facts(type=made[parent.stage].manifest["type"])))
 
@@ -457,6 +461,8 @@ def _finish(
             "scale": expected.scale,
             "spans": [span._asdict() for span in expected.spans],
             "parts": [part._asdict() for part in expected.parts],
+            "device_memory": expected.device_memory._asdict() if expected.device_memory else None,
+            "device_parts": [part._asdict() for part in expected.device_parts],
         },
         "actual": {
             "seconds": round(meter.seconds(), 3),

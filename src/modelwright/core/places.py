@@ -46,8 +46,8 @@ MAX_BYTES = 1_000_000
 """A recipe is written by hand; what is larger is the wrong file."""
 
 
-def read_yaml(path: Path) -> Tree:
-    """Parse `path`; UserError with the line where that fails."""
+def read_yaml(path: Path, missing: str = "`modelwright new` writes a recipe to start from") -> Tree:
+    """Parse `path`; UserError with the line where that fails. `missing`: what to do where there is no such file."""
     try:
         size = path.stat().st_size
         if size > MAX_BYTES:
@@ -58,7 +58,7 @@ def read_yaml(path: Path) -> Tree:
         near = difflib.get_close_matches(path.name, [p.name for p in folder.glob("*.y*ml")], n=1)
         raise UserError(
             f"there is no file {path}",
-            fix=f"did you mean {folder / near[0]}?" if near else "`modelwright new` writes a recipe to start from",
+            fix=f"did you mean {folder / near[0]}?" if near else missing,
         ) from None
     except IsADirectoryError:
         raise UserError(f"{path} is a folder, not a recipe", fix="name the recipe's .yaml file") from None

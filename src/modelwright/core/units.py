@@ -61,7 +61,7 @@ def rate_text(value: float, unit: str) -> str:
 
 
 def usd_text(value: float) -> str:
-    return "free" if value == 0 else f"${value:.2f}" if value >= 0.005 else "under $0.01"
+    return "free" if value == 0 else f"${value:.2f}" if value >= 0.005 else "<$0.01"
 
 
 def duration_s(text: str) -> float | None:

@@ -53,8 +53,6 @@ SUMS = frozenset(
 """What autograd's engine does in place where no mode watches."""
 TOLD_EVERY = 500
 """Operations."""
-OWN_ROOM = "room of "
-"""Begins the operation of an event that is a workspace's: of a processor, a card's kernels have others."""
 _PLUMBING = ("torch/utils/_python_dispatch.py", "torch/_compile.py", "torch/_dynamo/", "nn/tally.py", "nn/fake.py")
 _DEVICE = torch.ops.prim.device.default
 _INDEX_TYPES = frozenset({torch.int64, torch.int32, torch.bool})
@@ -90,10 +88,11 @@ class _Storage(NamedTuple):
 class Tally(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts while it is entered. What exists before is counted when `own` is told of it."""
 
-    def __init__(self, told: Callable[[int], None] | None = None) -> None:
-        """`told` hears now and then how many operations were seen."""
+    def __init__(self, told: Callable[[int], None] | None = None, rooms: bool = True) -> None:
+        """`told` hears now and then how many operations were seen. `rooms`: what a processor's kernels take for themselves is
+        counted (`WORKSPACES`)."""
         super().__init__()  # type: ignore[no-untyped-call]
-        self._told, self._seen = told, 0
+        self._told, self._seen, self._rooms = told, 0, rooms
         self.events: list[Event] = []
         self._storages: list[_Storage] = []
         self._owners: dict[int, str] = {}
@@ -108,14 +107,6 @@ class Tally(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__exit__(*error)  # type: ignore[no-untyped-call]
 
     # --- what is told -----------------------------------------------------------------------------------
-
-    @property
-    def live_bytes(self) -> int:
-        return sum(event.bytes for event in self.events)
-
-    @property
-    def peak_bytes(self) -> int:
-        return self.peak().bytes
 
     def peak(self) -> Peak:
         live = most = at = 0
@@ -192,7 +183,7 @@ class Tally(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 if func in SUMS and _asked_by_engine():
                     old = self._known.get(args[0].untyped_storage()._cdata)
                     self._replaced = (old[0], len(self.events) - 1) if old is not None else None
-        if (workspace := WORKSPACES.get(func)) is not None and (size := workspace(args, given, result)):
+        if self._rooms and (workspace := WORKSPACES.get(func)) is not None and (size := workspace(args, given, result)):
             self._passing(size)
         return result
 
@@ -223,7 +214,7 @@ class Tally(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _passing(self, size: int) -> None:
         """Memory that the operation takes for itself and gives back at its end."""
-        number, operation = len(self._storages), f"{OWN_ROOM}{self._operation}"
+        number, operation = len(self._storages), f"room of {self._operation}"
         self._storages.append(_Storage(_place(), "workspaces"))
         self.events += [Event(size, number, operation), Event(-size, number, operation)]
 

@@ -83,8 +83,8 @@ def _fresh(s: Situation) -> Answer:
 
 
 def _reading(s: Situation) -> Answer:
-    tokens = s.reading_tokens if s.reading_tokens is not None else s.text_tokens
-    field = "reading_tokens" if s.reading_tokens is not None else "text_tokens"
+    field = "text_tokens" if s.reading_tokens is None and s.text_tokens else "reading_tokens"
+    tokens: float | None = getattr(s, field)
     fits = tokens is not None and tokens <= PROMPT_TOKENS
     return Answer("yes" if fits else "no", _count(tokens, "tokens to read"), field)
 
@@ -162,10 +162,14 @@ def _few(s: Situation) -> Answer:
 
 
 def _reasoning(s: Situation) -> Answer:
-    goal = _goal(s)
-    helps = goal.branch == "reasoning" or _some(s.traces, 0.5) if s.reasoning is None else s.reasoning
-    field = goal.field if s.reasoning is None else "reasoning"
-    return Answer("yes" if helps else "no", "thinking first helps" if helps else "answers need no thinking first", field)
+    if s.reasoning is not None:
+        fact = "thinking first helps" if s.reasoning else "answers need no thinking first"
+        return Answer("yes" if s.reasoning else "no", fact, "reasoning")
+    if (goal := _goal(s)).branch == "reasoning":
+        return Answer("yes", "problems with a right answer want thinking", goal.field)
+    if _some(s.traces, 0.5):
+        return Answer("yes", f"{s.traces:.0%} of rows think first", "traces")
+    return Answer("no", "nobody said that thinking first helps", "reasoning")
 
 
 def _traces(s: Situation) -> Answer:
@@ -296,6 +300,7 @@ ANSWERS: Mapping[str, Callable[[Situation], Answer]] = {
     "scratch_rows": _demonstrations,
     "prompting": _prompting,
     "labels": _labels,
+    "labels_answered": _demonstrations,
     "label_kind": _label_kind,
     "near": _near,
     "answers": _answers,

@@ -10,6 +10,7 @@ from modelwright.core.stage import STAGES, Facts, Given, Machine, Shape, Stage
 from modelwright.core.units import bytes_text, count_text, seconds_text, usd_text
 from modelwright.plan import fit
 from modelwright.plan._advise_facts import Start, data, method
+from modelwright.plan._advise_recipe import passes
 from modelwright.plan._advise_tree import HEADS, Room, Situation
 from modelwright.plan.models import named
 
@@ -45,21 +46,23 @@ class Chosen(NamedTuple):
     """None: the user's own, or a new one."""
     room: Room
     seconds: float
-    """Of a pass over the data, trained in `way`."""
+    """Of its training as the recipe has it, that of the first method where there are several."""
     usd: float
     why: str
     unit_s: float
-    """Of the same pass as SFT of all weights, which other methods are told beside."""
+    """Of one pass as SFT of all weights, which other methods are told beside."""
+    trains: str
+    """What `seconds` are of, in words."""
 
 
-def stage(objective: str, way: str, machine: Machine, start: str = START) -> Stage:
+def stage(objective: str, way: str, machine: Machine, new: bool = False) -> Stage:
     """A training as the recipe would have it."""
     tree: dict[str, Any] = {
         "kind": "train",
-        "start": start,
+        "start": START,
         "data": DATA,
         "objective": objective,
-        "epochs": 1,
+        "epochs": passes(objective, new),
         "length": LENGTH,
         "batch_tokens": 8 * LENGTH,
         "micro_tokens": LENGTH,
@@ -80,24 +83,26 @@ def _tokens(s: Situation, objective: str) -> float:
         return s.text_tokens or 1e6
     answers = 2 if objective == "dpo" else 1
     rows = {"dpo": s.pairs, "classify": s.labelled, "classify_tokens": s.labelled, "regress": s.labelled, "contrastive": s.near}
-    return ROW_TOKENS * answers * (rows.get(objective, s.rows) or 1_000)
+    return (s.row_tokens or ROW_TOKENS * answers) * (rows.get(objective, s.rows) or 1_000)
 
 
-def reckoned(name: str, shape: Shape, s: Situation, machine: Machine, objective: str, way: str) -> Chosen:
-    """What of this model fits, and what a pass takes in this way (of all weights, where no adapter can be)."""
+def reckoned(name: str, shape: Shape, s: Situation, machine: Machine, objective: str, way: str, new: bool = False) -> Chosen:
+    """What of this model fits, and what its training takes in this way (of all weights, where no adapter can be)."""
     given = _given(s, shape, machine, objective)
     heads = objective in HEADS
-    tried = {one: fit.tried(stage(objective, "full" if heads else one, machine), given) for one in ("full", "lora")}
+    tried = {one: fit.tried(stage(objective, "full" if heads else one, machine, new), given) for one in ("full", "lora")}
     found = {one: _fits(one, trial.need) for one, trial in tried.items()}
     lora = tried["lora"].need
     saved = (4 - NF4_BYTES) * shape.params / machine.devices
     smaller = lora._replace(takes=lora.takes._replace(value=lora.takes.value - saved, low=None, high=None))
     found["qlora"] = _fits("qlora", smaller)
     seconds = tried[way].estimate.seconds.value
-    cost = method("full" if heads else way).advice.cost * (method(objective).advice.cost or 1.0)
+    times = passes(objective, new)
+    cost = times * method("full" if heads else way).advice.cost * (method(objective).advice.cost or 1.0)
+    trains = f"{times} {'pass' if times == 1 else 'passes'} of {objective}"
     there = Room(name, shape.params, found, bits(shape.params, s, machine))
     usd = seconds / 3600 * machine.usd_per_hour
-    return Chosen(None, there, seconds, usd, f"{count_text(shape.params)} weights", seconds / cost)
+    return Chosen(None, there, seconds, usd, f"{count_text(shape.params)} weights", seconds / cost, trains)
 
 
 def changes(s: Situation, shape: Shape, machine: Machine) -> tuple[fit.Change, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import yaml
@@ -15,22 +15,11 @@ from modelwright.methods.architectures import ARCHITECTURES, Architecture
 from modelwright.methods.objectives import OBJECTIVES, Objective
 from modelwright.methods.optimizers import OPTIMIZERS, Optimizer
 
-SOURCE_OF = {
-    "markdown": (".md",),
-    "html": (".html", ".htm"),
-    "pdf": (".pdf",),
-    "docx": (".docx",),
-    "epub": (".epub",),
-    "text": (".txt", ".rst"),
-    "code": (".py", ".js", ".ts", ".java", ".c", ".cpp", ".go", ".rs", ".rb"),
-    "jsonl": (".jsonl", ".json", ".csv", ".tsv", ".parquet"),
-}
-"""Kind of source for files that end so."""
 LORA_RANK = 32
 """Of 16 to 64 that PEFT's comparison has best (rank 32: 0.478, rank 64 with rsLoRA: 0.513 on GSM8K)."""
 EPOCHS = {"sft": 2, "dpo": 1, "next_token": 1}
-"""Passes: SFT two at most (Lambert et al. 2024, Tulu 3, arXiv:2411.15124), preferences one (Tunstall et al. 2023, Zephyr,
-arXiv:2310.16944, section 5), text one."""
+"""Passes: SFT two at most (Lambert et al. 2024, Tulu 3, arXiv:2411.15124), preferences one, from which on Zephyr's pairs were
+learned by heart (Tunstall et al. 2023, arXiv:2310.16944, section 5: three did no harm there), text one."""
 HEAD_EPOCHS = 2
 """Of classifiers: 2 to 4 (Devlin et al. 2018, arXiv:1810.04805, appendix A.3)."""
 SCRATCH_EPOCHS = 4
@@ -51,8 +40,12 @@ class Files(NamedTuple):
     """Tokens of a row that nearly all rows have at most."""
     label_key: str = "label"
     labels: tuple[str, ...] = ()
-    amount: float = 1000.0
-    """Rows of what is learned from."""
+    buried: bool = False
+    """`label_key` lies within an object of each row, where no objective reads it."""
+    amounts: Mapping[str, float] = {}
+    """Rows of each of `rows`, `pairs`, …, where they were counted."""
+    sources: Mapping[str, tuple[str, ...]] = {}
+    """Path -> kinds of source that read what lies there; `jsonl` where nobody looked."""
     near_copies: bool = False
     unknown: tuple[str, ...] = ()
     """Rows in no known layout: no recipe can read them before they are converted."""
@@ -82,6 +75,8 @@ class Wanted(NamedTuple):
     precision: str
     exact: bool
     """Answers are compared whole."""
+    answer_tokens: int
+    """Of the longest answer that is measured."""
     usd: float | None
     hours: float | None
     why: dict[str, str]
@@ -182,16 +177,11 @@ def _held(wanted: Wanted) -> str:
 
 
 def _data(name: str, paths: Sequence[str], files: Files, why: str) -> _Part:
-    kinds: list[dict[str, Any]] = []
-    for path in paths:
-        kind = next(
-            (kind for kind, ends in SOURCE_OF.items() if path.lower().endswith(ends)), "jsonl" if name != "texts" else "text"
-        )
-        kinds.append({"kind": kind, "path": path})
+    kinds = [{"kind": kind, "path": path} for path in paths for kind in files.sources.get(path, ("jsonl",))]
     steps: list[Any] = ["exact_dedup"]
     if name == "texts" or files.near_copies:
         steps.append({"kind": "minhash", "threshold": 0.8})
-    test = min(0.1, max(0.01, round(FEW_TESTS / max(files.amount, 1), 2)))
+    test = min(0.1, max(0.01, round(FEW_TESTS / max(files.amounts.get(name, 1000.0), 1), 2)))
     split = {"test": test, "validation": round(max(test / 2, 0.01), 3)}
     return _Part(name, why, {"kind": "curate", "source": kinds[0] if len(kinds) == 1 else kinds, "steps": steps, "split": split})
 
@@ -220,10 +210,15 @@ def _train(wanted: Wanted, objective: str, data: str, start: str, files: Files) 
         tree |= {"optimizer": "muon", "schedule": "wsd"}
     length = 1024 if objective == "next_token" else files.length
     tree |= {"length": length, "batch_tokens": max(8192, 16 * length if objective == "next_token" else 8 * length)}
-    tree["epochs"] = SCRATCH_EPOCHS if not start else EPOCHS.get(objective, HEAD_EPOCHS)
+    tree["epochs"] = passes(objective, new=not start)
     if wanted.precision != "fp32":
         tree["precision"] = wanted.precision
     return tree
+
+
+def passes(objective: str, new: bool) -> int:
+    """Over the data; `new`: of a model from scratch."""
+    return SCRATCH_EPOCHS if new and objective == "next_token" else EPOCHS.get(objective, HEAD_EPOCHS)
 
 
 def _objective(name: str, files: Files) -> Any:
@@ -247,10 +242,8 @@ def rate(shape: Shape | None, objective: str, adapter: bool) -> float:
 
 def _score(wanted: Wanted, model: str, against: str | None = None) -> dict[str, Any]:
     """Answers compared whole or by their words, and by how likely the good one is."""
-    tasks = [
-        {"kind": "exact_match", "rows": FEW_TESTS} if wanted.exact else {"kind": "rouge", "rows": FEW_TESTS},
-        "perplexity",
-    ]
+    kind = "exact_match" if wanted.exact else "rouge"
+    tasks = [{"kind": kind, "rows": FEW_TESTS, "max_tokens": wanted.answer_tokens}, "perplexity"]
     tree: dict[str, Any] = {"kind": "evaluate", "model": model, "data": "rows:test", "tasks": tasks}
     return tree | ({"against": against} if against else {})
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from modelwright.plan._advise_recipe import Files
 from modelwright.plan._advise_tree import How
 from modelwright.plan._probe_facts import Share
+from modelwright.plan._probe_read import source_of
 from modelwright.plan.probe import Probed
 
 SPOKEN_FRAC = 0.05
@@ -25,6 +26,7 @@ _ROLES = {
     "documents": "texts",
     "word labels": "labelled",
     "step labels": "rows",
+    "near pairs": "near",
 }
 
 
@@ -41,6 +43,8 @@ def seen(looks: Sequence[tuple[Path, Probed]], folder: Path) -> Seen:
     fields: dict[str, Any] = {}
     evidence: dict[str, str] = {}
     files: dict[str, list[str]] = {}
+    amounts: dict[str, float] = {}
+    sources: dict[str, tuple[str, ...]] = {}
 
     def add(field: str, value: float, said: str) -> None:
         fields[field] = fields.get(field, 0.0) + value
@@ -54,7 +58,8 @@ def seen(looks: Sequence[tuple[Path, Probed]], folder: Path) -> Seen:
         label = label or (found.labels[0] if main in ("texts", "labelled", "objects") and found.labels and not asked else None)
         if asked is not None:
             amount = asked.of / max(found.looked, 1) * found.rows.value
-            add("rows", amount, f"{path}: {asked.of} of {found.looked} rows have a question and an answer, in no known layout")
+            answered = f"{asked.of:,} of {found.looked:,} rows"
+            add("rows", amount, f"{path}: {answered} have a question and an answer, in no known layout")
         elif (label is not None and main in ("texts", "objects")) or main == "labelled":
             named = f" with `{label.key}`" if label else ""
             add("labelled", found.rows.value, f"{path}: {found.rows} rows{named}")
@@ -62,16 +67,21 @@ def seen(looks: Sequence[tuple[Path, Probed]], folder: Path) -> Seen:
         elif main == "texts":
             add("text_tokens", found.tokens.value, f"{path}: {found.tokens} tokens")
         for role, share in roles.items():
-            if role in ("rows", "pairs", "ratings", "rankings"):
+            if role in ("rows", "pairs", "ratings", "rankings", "near"):
                 add(role, share.share * found.rows.value, f"{path}: {share}{f', {share.why}' if share.why else ''}")
-        files.setdefault({"rankings": "pairs"}.get(main, main), []).append(written(path, folder))
+        main, name = {"rankings": "pairs"}.get(main, main), written(path, folder)
+        files.setdefault(main, []).append(name)
+        amounts[main] = amounts.get(main, 0.0) + found.rows.value
+        kinds = {source_of(file): None for file in found.files if main != "texts" or file.layout in ("documents", "text")}
+        sources[name] = tuple(kinds) if main == "texts" else ("jsonl",)
     kind = _label_kind(looks, label)
     if kind:
-        fields["label_kind"], evidence["label_kind"] = kind, label.why if label is not None else "words have labels"
+        fields["label_kind"] = kind
+        evidence["label_kind"] = f"`{label.key}`: {label.why}" if label is not None else "words have labels"
     for field, value, said in _shares(looks):
         fields[field], evidence[field] = value, said
     origins: dict[str, tuple[How, str]] = {field: ("data", said) for field, said in evidence.items()}
-    return Seen(fields, origins, _files(looks, files, label))
+    return Seen(fields, origins, _files(looks, files, label)._replace(amounts=amounts, sources=sources))
 
 
 def _roles(found: Probed) -> dict[str, Share]:
@@ -95,6 +105,8 @@ def _shares(looks: Sequence[tuple[Path, Probed]]) -> list[tuple[str, Any, str]]:
     """Shares of rows, from the file with the most of them to look at."""
     largest = max((found for _, found in looks), key=lambda found: found.rows.value)
     told: list[tuple[str, Any, str]] = []
+    if long := next((length for length in largest.lengths if length.name == "rows"), None):
+        told.append(("row_tokens", long.mean, f"{long.mean:,.0f} tokens on average, of {long.of:,} rows"))
     if largest.verifiable.of:
         best = max(largest.verifiers, key=lambda share: share.count, default=None)
         told.append(("verifiable", largest.verifiable.share, str(largest.verifiable)))
@@ -113,16 +125,17 @@ def _shares(looks: Sequence[tuple[Path, Probed]]) -> list[tuple[str, Any, str]]:
 def _files(looks: Sequence[tuple[Path, Probed]], files: dict[str, list[str]], label: Any) -> Files:
     lengths = [length.p90 for _, found in looks for length in found.lengths if length.name == "rows"]
     length = min(LONGEST, max(64, -(-int(1.3 * max(lengths, default=512.0)) // 64) * 64))
-    named = tuple(share.name for share in label.classes) if label is not None and label.sort == "classes" else ()
+    alike = [other for _, found in looks for other in found.labels if label is not None and other.key == label.key]
     return Files(
         rows=tuple(files.get("rows", ())),
         pairs=tuple(files.get("pairs", ())),
         texts=tuple(files.get("texts", ())),
         labelled=tuple(files.get("labelled", ())),
+        near=tuple(files.get("near", ())),
         length=length,
         label_key=label.key if label is not None else "label",
-        labels=named if label is not None and len(named) == label.distinct else (),
-        amount=max(found.rows.value for _, found in looks),
+        labels=tuple(sorted({name for other in alike for name in other.names})),
+        buried=label is not None and label.buried,
         unknown=tuple(files.get("objects", ())),
         near_copies=any(found.duplicates.near.count for _, found in looks),
     )

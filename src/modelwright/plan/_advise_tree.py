@@ -49,6 +49,8 @@ class Situation(NamedTuple):
     """Tokens of texts of the field, without questions and answers."""
     rows: float | None = None
     """Questions with a good answer each, or chats."""
+    row_tokens: float | None = None
+    """Of a usual row, questions and all its answers."""
     label_kind: Literal["texts", "words", "numbers"] | None = None
     """What is labelled: whole texts, words in them, or texts with a number."""
     labelled: float | None = None

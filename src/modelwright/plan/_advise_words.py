@@ -14,8 +14,11 @@ _GOALS: tuple[tuple[str, str], ...] = (
         "facts",
         r"documentation|manuals?\b|knowledge base|handbook|polic(y|ies)|\bwiki|our (docs|documents|files)|\bcite|\bfaq",
     ),
-    ("reasoning", r"\bmath|\bproofs?\b|solve|puzzle|unit tests?|competitive|theorem|\breason|\bsql\b|algorithm"),
-    ("preference", r"prefer|safer|harmless|helpful|politer?|less refus|people like|\brated\b|thumbs"),
+    (
+        "reasoning",
+        r"\bmath|\bproofs?\b|\bsolv(e|es|ing)\b|puzzle|unit tests?|competitive|theorem|\breasoning\b|\bsql\b|algorithm",
+    ),
+    ("preference", r"prefer|safer|harmless|(more|most) helpful|politer?|less refus|people like|\brated\b|thumbs"),
     ("domain", r"jargon|terminolog|understand .*(field|domain|language|law|medic|financ)|another language|low-resource"),
     (
         "behaviour",
@@ -23,7 +26,7 @@ _GOALS: tuple[tuple[str, str], ...] = (
     ),
 )
 _FACTS: tuple[tuple[str, Any, str], ...] = (
-    ("fresh", True, r"latest|up[- ]to[- ]date|current|daily|weekly|news|changes? (often|every)|today"),
+    ("fresh", True, r"latest|up[- ]to[- ]date|\bcurrent\b|daily|weekly|\bnews\b|changes? (often|every)|today"),
     ("cited", True, r"\bcite|\bcitation|name (its|the) sources?|with sources?|\breferences?\b"),
     ("label_kind", "words", r"named entit|\bner\b|spans?\b|part of speech"),
     ("label_kind", "numbers", r"\bscor(e|ing)\b|\bgrades?\b|\brating\b|on a scale"),

@@ -65,6 +65,8 @@ class Answered(NamedTuple):
         return named(chosen.start.like).shape if chosen is not None and chosen.start is not None else self.situation.shape
 
 
+SHORT, SHORT_TOKENS = COMPARED[:3], 64
+"""Verifiers of answers of a few words, and tokens that these have at most; others may be as long as a row."""
 _DATA = {
     "texts": "texts",
     "rows": "rows with answers",
@@ -90,13 +92,16 @@ def _reasons(found: Answered) -> Iterator[str]:
         yield f"not here yet: {', '.join(found.later)}; a recipe is written for what can run"
     if nothing := [walk for walk in found.walks if not walk.end.methods and walk.leaf != "smaller"]:
         yield nothing[0].end.why
-    if odd := [text for text in (*files.names(), found.situation.start) if not text.isprintable()]:
+    if odd := [text for text in (*files.names(), *files.unknown, found.situation.start) if not text.isprintable()]:
         yield f"{odd[0]!r} has characters that no recipe of mine writes: rename it"
     lacks = [_DATA[of] for of in dict.fromkeys(_NEEDS.get(name, "labelled") for name in found.methods) if not getattr(files, of)]
     if lacks and files.unknown:
-        yield f"{', '.join(files.unknown)} is in no layout that is known: `modelwright convert` writes one that is"
+        named = "name its keys in `modelwright convert --from`, which writes one that is"
+        yield f"{', '.join(files.unknown)} is in no layout that is known: {named}"
+    if files.buried and {"classify", "regress"} & {*found.methods}:
+        yield f"labels lie in `{files.label_key}`, where no objective reads them: put them at the top of each row"
     if lacks:
-        yield f"a recipe needs your data: name the files ({', '.join(lacks)})"
+        yield f"a recipe needs your data: name the files ({', '.join(lacks)}), not a folder of several sorts"
     if found.made is None and not found.start:
         yield "a recipe needs a model to start from: name it with --start"
     if found.start.startswith("hf:") and not re.search(r"@[0-9a-f]{40}$", found.start):
@@ -122,13 +127,26 @@ def written(found: Answered, name: str) -> str:
         vocab=made.vocab if made is not None else 0,
         export=found.export,
         precision=sizes.precision(found.machine),
-        exact=(s.verifiable or 0.0) >= 0.5 and s.verifier in COMPARED,
+        exact=_checked(s) and s.verifier in COMPARED,
+        answer_tokens=SHORT_TOKENS if _checked(s) and s.verifier in SHORT else found.files.length,
         usd=s.usd,
         hours=s.hours,
         why=why | {"export": last[:1].upper() + last[1:]},
         head=tuple(_head(found)),
     )
     return recipe(wanted, found.files)
+
+
+def _checked(s: Situation) -> bool:
+    return (s.verifiable or 0.0) >= 0.5
+
+
+def uncompared(s: Situation) -> str:
+    """Said where most answers can be checked, and none of the tasks that a recipe asks does it; '' elsewhere."""
+    if not _checked(s) or s.verifier in COMPARED:
+        return ""
+    by = f" by {s.verifier}" if s.verifier else ""
+    return f"answers can be checked{by}, and no task here does that yet: `rouge` tells words in common, not right answers"
 
 
 def _head(found: Answered) -> Iterator[str]:
@@ -143,5 +161,7 @@ def _head(found: Answered) -> Iterator[str]:
             yield f"{step.asks} {step.fact} ({step.how}{f': {step.evidence}' if step.evidence else ''})."
     if found.later:
         yield f"Not here yet, and left out: {', '.join(found.later)}."
+    if said := uncompared(found.situation):
+        yield f"{said[:1].upper()}{said[1:]}."
     yield ""
     yield "Look at it before it runs: `modelwright plan --why`, `modelwright check`."

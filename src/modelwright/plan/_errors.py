@@ -68,7 +68,7 @@ class Fit(NamedTuple):
     parts: Mapping[Feature, float]
     """Factor of each part beside it, and by how much that differs for runs of one sort; unknown parts: 1 and 0."""
     errors: tuple[float, ...]
-    """log(measured / predicted) of each run, predicted from the others."""
+    """log(measured / predicted) of each run, predicted from the others; of a lone one from nothing."""
 
     def of(self, predicted: Mapping[Feature, float]) -> float:
         """The correction of a prediction with these parts."""
@@ -90,34 +90,28 @@ def fitted(runs: Sequence[Sequence[Row]], loose: Sequence[str] = ()) -> Fit:
     that are to be corrected, where the others are arithmetic; (): all, and first by what they have in common."""
     if not runs:
         return Fit(1.0, {}, ())
-    by = median(run[0].measured / whole(run[0].predicted) for run in runs)
+    ratios = [run[0].measured / whole(run[0].predicted) for run in runs]
+    others = [math.exp(median(map(math.log, [*ratios[:i], *ratios[i + 1 :]] or [1.0]))) for i in range(len(ratios))]
     features = list(dict.fromkeys(feature for run in runs for row in run for feature in row.predicted))
-    if sum(not like for _, like in features) == 1 and len(features) == 1:  # one number, one factor: the median is robust enough
-        return Fit(by, {}, tuple(_left_out([run[0] for run in runs])))
-    by = 1.0 if loose else by
-    scaled = [[_scaled(row, features, by) for row in run] for run in runs]
+    if len(features) == 1:  # one number, one factor: the median is robust enough
+        return Fit(median(ratios), {}, tuple(math.log(own / by) for own, by in zip(ratios, others, strict=True)))
+    by, others = (1.0, [1.0] * len(runs)) if loose else (median(ratios), others)
+    scaled = [[_scaled(row, features) for row in run] for run in runs]
     weights = [1.0] * len(runs)
     start = [0.0 if like else 1.0 for _, like in features]
     held = [FIRM if loose and name not in loose else TOWARDS_LIKE if like else TOWARDS for name, like in features]
     solution = start
     for _ in range(ROUNDS):
-        solution = _solved(_sums(scaled, weights, held, start))
-        off = [_dot(solution, run[0][0]) - 1 for run in scaled]
+        solution = _solved(_held(_sums(scaled, weights), by, held, start))
+        off = [by * _dot(solution, run[0][0]) - 1 for run in scaled]
         limit = HUBER * max(LEAST_SPREAD, MAD * median(map(abs, off)))
         weights = [min(1.0, limit / max(abs(error), 1e-12)) for error in off]
-    sums = _sums(scaled, weights, held, start)
+    sums = _sums(scaled, weights)
     errors = []
-    for run, rows, weight in zip(runs, scaled, weights, strict=True):
-        others = dict(zip(features, _solved(_less(sums, rows, weight)), strict=True))
-        predicted = by * _share(run[0].predicted, others) * whole(run[0].predicted)
-        errors.append(math.log(run[0].measured / predicted))
+    for run, rows, weight, own in zip(runs, scaled, weights, others, strict=True):
+        parts = dict(zip(features, _solved(_held(_less(sums, rows, weight), own, held, start)), strict=True))
+        errors.append(math.log(run[0].measured / (own * _share(run[0].predicted, parts) * whole(run[0].predicted))))
     return Fit(by, dict(zip(features, solution, strict=True)), tuple(errors))
-
-
-def _left_out(rows: Sequence[Row]) -> list[float]:
-    """Errors of predictions by the median of the others' ratios; of a single run by the prediction as it was."""
-    ratios = [math.log(row.measured / whole(row.predicted)) for row in rows]
-    return [own - median([*ratios[:i], *ratios[i + 1 :]] or [0.0]) for i, own in enumerate(ratios)]
 
 
 # --- weighted least squares, small enough for lists ----------------------------------------------------
@@ -127,19 +121,18 @@ Scaled = tuple[list[float], float]
 Sums = tuple[list[list[float]], list[float]]
 
 
-def _scaled(row: Row, features: Sequence[Feature], by: float) -> Scaled:
-    return [by * row.predicted.get(feature, 0.0) / row.measured for feature in features], row.weight
+def _scaled(row: Row, features: Sequence[Feature]) -> Scaled:
+    return [row.predicted.get(feature, 0.0) / row.measured for feature in features], row.weight
 
 
 def _dot(a: Sequence[float], b: Sequence[float]) -> float:
     return sum(x * y for x, y in zip(a, b, strict=True))
 
 
-def _sums(runs: Sequence[Sequence[Scaled]], weights: Sequence[float], held: Sequence[float], start: Sequence[float]) -> Sums:
+def _sums(runs: Sequence[Sequence[Scaled]], weights: Sequence[float]) -> Sums:
     """The normal equations: matrix and right side."""
-    size = len(held)
-    matrix = [[held[i] if i == j else 0.0 for j in range(size)] for i in range(size)]
-    right = [h * s for h, s in zip(held, start, strict=True)]
+    size = len(runs[0][0][0])
+    matrix, right = [[0.0] * size for _ in range(size)], [0.0] * size
     for run, weight in zip(runs, weights, strict=True):
         _add(matrix, right, run, weight)
     return matrix, right
@@ -152,6 +145,12 @@ def _add(matrix: list[list[float]], right: list[float], run: Sequence[Scaled], w
                 by = weight * own * value
                 right[i] += by
                 matrix[i] = [a + by * b for a, b in zip(matrix[i], values, strict=True)]
+
+
+def _held(sums: Sums, by: float, held: Sequence[float], start: Sequence[float]) -> Sums:
+    """The equations of what stands beside a common factor, and is held to `start` so strongly."""
+    matrix = [[by * by * value + (held[i] if i == j else 0.0) for j, value in enumerate(row)] for i, row in enumerate(sums[0])]
+    return matrix, [by * value + h * s for value, h, s in zip(sums[1], held, start, strict=True)]
 
 
 def _less(sums: Sums, run: Sequence[Scaled], weight: float) -> Sums:
@@ -179,10 +178,12 @@ def _solved(sums: Sums) -> list[float]:
 
 
 def interval(errors: Sequence[float], prior: Prior) -> tuple[float, float]:
-    """Factors around a corrected prediction between which a run's measurement lies in COVER of cases."""
+    """Factors around a corrected prediction between which a run's measurement lies in COVER of cases; without any error, around
+    one that nothing corrected."""
     if not errors:
         return prior.raw
-    own = MAD * median(map(abs, errors))
+    errors = errors if len(errors) > 1 else ()  # a lone run's tells how far off the uncorrected prediction was
+    own = MAD * median(map(abs, errors)) if errors else 0.0
     count = len(errors)
     spread = math.sqrt((count * own**2 + LIKE_N * prior.spread**2) / (count + LIKE_N))
     known = [*errors, *(error * spread / prior.spread for error in _evenly(prior.errors, ENOUGH - count))]

@@ -139,8 +139,9 @@ def with_answers(need: Need, shape: Shape, now: Tried) -> Need:
 
 def remade(need: Need, parts: list[Part], now: Tried) -> Need:
     """With these parts, and what a card holds beside them; elsewhere the interval is as wide as before, in proportion."""
-    if need.parts == on_card(now.estimate, card := now.given.machine.name).device_parts:
-        return need._replace(takes=interval(parts, card), parts=card_parts(parts, card))
+    machine = now.given.machine
+    if machine.device == "cuda" and need.parts == on_card(now.estimate, machine).device_parts:
+        return need._replace(takes=interval(parts, machine.name), parts=card_parts(parts, machine.name))
     total = sum(part.bytes for part in parts)
     old = need.takes
     low, high = (None if end is None else end * total / old.value for end in (old.low, old.high))

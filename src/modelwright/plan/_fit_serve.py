@@ -48,11 +48,12 @@ def need(base: Base, weights: str, cache: str, tokens: int, sequences: int, mach
     values, size = BLOCKS[cache]
     file = float(data_bytes(weights, base.shape))
     parts = serving_parts(base.shape, CODINGS["bf16"], tokens, sequences, 8.0 * size / values, weights=file)
-    if machine.device_memory_bytes:
+    if machine.device == "cuda":
         takes = interval(parts, machine.name)
         return Need("memory of the card", takes, machine.device_memory_bytes, card_parts(parts, machine.name))
     why = ", ".join(f"{part.name} {bytes_text(part.bytes)}" for part in parts)
-    return Need("memory", Quantity(sum(part.bytes for part in parts), "bytes", why), machine.memory_bytes, parts)
+    has = machine.device_memory_bytes or machine.memory_bytes
+    return Need("memory", Quantity(sum(part.bytes for part in parts), "bytes", why), has, parts)
 
 
 def serving(base: Base, machine: Machine) -> list[Served]:

@@ -97,8 +97,11 @@ def _template_before(look: Look, ref: str | None) -> Any:
 def _jinja_in(folder: Path) -> str | None:
     """The chat template that lies with a model."""
     apart, config = folder / "chat_template.jinja", folder / "tokenizer_config.json"
-    if apart.is_file():
-        return apart.read_text(encoding="utf-8", errors="replace")
+    try:
+        if apart.is_file():
+            return apart.read_text(encoding="utf-8", errors="replace")
+    except OSError:  # the stage itself says that it may not read it
+        return None
     found = _json(config).get("chat_template")
     return found if isinstance(found, str) and found else None
 
@@ -106,7 +109,7 @@ def _jinja_in(folder: Path) -> str | None:
 def _json(path: Path) -> dict[str, Any]:
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return tree if isinstance(tree, dict) else {}
 

@@ -41,6 +41,10 @@ class Labels(NamedTuple):
     """How many times as many rows the commonest class has as the rarest; of numbers 0."""
     numbers: Quantiles | None
     why: str
+    names: tuple[str, ...] = ()
+    """Every class as `objectives/classify.py` names it; of numbers none."""
+    buried: bool = False
+    """It lies within an object of the row, where no objective reads it."""
 
 
 def labels(rows: Sequence[Looked]) -> tuple[Labels, ...]:
@@ -52,7 +56,8 @@ def labels(rows: Sequence[Looked]) -> tuple[Labels, ...]:
         for key, value in _flat(row.raw):
             if key != "label" or row.record is None or not isinstance(row.record.meta.get("label"), bool):
                 columns.setdefault(key, []).append(value)
-    found = [label for key, values in columns.items() if (label := _column(key, values))]
+    top = {"label"} | {key for row in rows for key in row.raw}
+    found = [label._replace(buried=label.key not in top) for key, values in columns.items() if (label := _column(key, values))]
     named = sorted(found, key=lambda label: (not _NAMES.search(label.key), label.distinct))
     return tuple(named[:SHOWN_COLUMNS])
 
@@ -79,7 +84,12 @@ def _column(key: str, values: Sequence[Any]) -> Labels | None:
     if not few:
         return Labels(key, "numbers", (), len(counts), 0.0, quantiles(key, "", numbers), why)
     classes = tuple(Share(clip(text) or "''", count, len(values)) for text, count in counts.most_common(SHOWN_CLASSES))
-    return Labels(key, "classes", classes, len(counts), max(counts.values()) / min(counts.values()), None, why)
+    names = tuple(sorted({_name(value) for value in values}))
+    return Labels(key, "classes", classes, len(counts), max(counts.values()) / min(counts.values()), None, why, names)
+
+
+def _name(value: Any) -> str:
+    return str(int(value)) if isinstance(value, (bool, float)) and value == value // 1 else str(value)
 
 
 def _numbers(values: Sequence[Any]) -> list[float]:

@@ -32,6 +32,8 @@ BLOCKS, LEAST_BLOCK_BYTES = 64, 64 << 10
 """Places of a large file where some whole lines are read: enough to tell how much rows vary over it."""
 Z_95 = 1.96
 NAMED = _files.TEXTS + _rows.ROWS + _files.ZIP
+_LAID_OUT = _rows.ROWS + _files.ZIP
+"""Endings of files that hold rows, or may."""
 
 UNFIT = "not the layout"
 """Reason of rows that are objects, and not such as the rest of their file."""
@@ -91,7 +93,11 @@ def places(paths: Sequence[Path]) -> tuple[list[Place], list[Fault]]:
     found: list[Place] = []
     faults: list[Fault] = []
     for path in paths:
-        if not path.exists():
+        try:
+            there = path.exists()
+        except OSError as error:
+            raise UserError(f"{path} cannot be read", str(error), "correct the path, or let this user read it") from None
+        if not there:
             raise UserError(f"there is no file or folder {path}", fix="correct the path")
         faults += [Fault(-1, f"{path}/{name}", bad.reason, bad.detail) for name, bad in _open.obstacles(path, NAMED)]
         for file in _files.find(path, _files.EVERY, (*NAMED, *_documents())):
@@ -118,8 +124,23 @@ def _documents() -> dict[str, str]:
     for kind in SOURCES.names():
         cls = SOURCES.load(kind)
         if issubclass(cls, _files.Files):
-            found |= {suffix: kind for suffix in cls.suffixes if suffix not in NAMED and suffix not in found}
+            found |= {suffix: kind for suffix in cls.suffixes if not suffix.endswith(_LAID_OUT) and suffix not in found}
     return found
+
+
+def source_of(file: File) -> str:
+    """The kind of source that reads this file in a recipe."""
+    if file.name.endswith(_LAID_OUT):
+        return "text" if file.name.endswith(_files.ZIP) and file.layout == "documents" else "jsonl"
+    return _kind(file.name)
+
+
+def _kind(name: str) -> str:
+    """Of documents; UserError for a file that no source reads."""
+    kind = next((kind for suffix, kind in _documents().items() if name.endswith(suffix)), None)
+    if kind is None:
+        raise UserError(f"{name} cannot be read", "no source reads files that end so", "end its name as its contents want")
+    return kind
 
 
 class Reader:
@@ -130,6 +151,8 @@ class Reader:
         self._kind = self._why = ""
         self._cut = ""
         """What was read instead of all of it."""
+        self._counted_in = ""
+        """What numbers of rows are, where not lines: nobody has counted those before a place in a large file."""
         self._objects_read = self._rows_read = self._chars = 0
         self._bytes = 0.0
         self._blocks: list[tuple[int, int]] = []
@@ -145,10 +168,12 @@ class Reader:
     def _of_file(self) -> Iterator[Row]:
         path, name = self.place.path, self.place.name
         if path.name.endswith(_files.ZIP):
-            for member, called in _files.parts_of(path, name, NAMED, Log(None), "drop"):
+            faults: list[Fault] = []
+            for member, called in _files.parts_of(path, name, NAMED, self._heard_by(faults, name), "drop"):
                 if self._cut:
-                    return
+                    break
                 yield from self._of_part(member, called)
+            yield from faults
         elif path.name.endswith((".jsonl", ".ndjson")) and self.place.bytes > self._budget_bytes:
             yield from self._settled(self._strided(path), name)
         elif path.name.endswith(NAMED):
@@ -179,39 +204,50 @@ class Reader:
     def _texts(self, file: _open.File, name: str) -> Iterator[tuple[Row, int]]:
         self._kind, self._why = "documents", "its name ends as that of plain text does"
         faults: list[Fault] = []
+        for record in _files.read_text(file, name, self._heard_by(faults, name), "drop"):
+            yield self._looked(record.id, {"text": record.text}, record), len(record.text.encode("utf-8", "replace"))
+        yield from ((fault, 0) for fault in faults)
+
+    def _heard_by(self, faults: list[Fault], name: str) -> Log:
+        """A log whose words on what cannot be read become faults: nothing is passed over in silence."""
 
         def hear(event: str, fields: dict[str, Any]) -> None:
             if event == "unreadable":
                 reason, _, detail = str(fields["why"]).partition(": ")
                 faults.append(Fault(self._number, name, reason, detail))
+            elif event == "excluded":
+                faults.append(Fault(self._number, name, str(fields["reason"]), f"{fields['files']} left out"))
 
-        for record in _files.read_text(file, name, Log(None, hear), "drop"):
-            yield self._looked(record.id, {"text": record.text}, record), len(record.text.encode("utf-8", "replace"))
-        yield from ((fault, 0) for fault in faults)
+        return Log(None, hear)
 
     def _by_kind(self, path: Path) -> Iterator[tuple[Row, int]]:
-        kind = next(kind for suffix, kind in _documents().items() if path.name.endswith(suffix))
+        kind = _kind(path.name)
         source = SOURCES.load(kind).model_validate({"kind": kind, "path": f"./{path.name}"})
         assert isinstance(source, _files.Files)
         self._kind, self._why = "documents", f"`kind: {kind}` reads files that end so"
-        for record in source.of_file(path, self.place.name, Log(None)):
+        faults: list[Fault] = []
+        for record in source.of_file(path, self.place.name, self._heard_by(faults, self.place.name)):
             yield self._looked(record.id, {"text": record.text}, record), len(record.text)
+        yield from ((fault, 0) for fault in faults)
 
     # --- rows -----------------------------------------------------------------------------------------
 
     def _strided(self, path: Path) -> Iterator[_rows.Row]:
         """Whole lines at places spread evenly over the file."""
-        size = self.place.bytes
+        size, self._counted_in = self.place.bytes, "byte "
         block_bytes = max(LEAST_BLOCK_BYTES, int(self._budget_bytes / BLOCKS))
         with path.open("rb") as stream:
             for block in range(BLOCKS):
-                at = size * block // BLOCKS
+                at, beyond = size * block // BLOCKS, size * (block + 1) // BLOCKS
                 stream.seek(at)
                 if at and not stream.readline(_open.LINE_BYTES + 1).endswith(b"\n"):
                     continue  # within a line that is longer than any that is read, or at the end
                 objects = taken = 0
-                while taken < block_bytes and (line := stream.readline(_open.LINE_BYTES + 1)):
-                    for row in _rows.of_lines([line], at):
+                # a line that begins at or before the next place is passed over there
+                while (
+                    taken < block_bytes and (begin := stream.tell()) <= beyond and (line := stream.readline(_open.LINE_BYTES + 1))
+                ):
+                    for row in _rows.of_lines([line], begin):
                         objects += not isinstance(row.value, _open.Bad)
                         yield row
                     taken += len(line)
@@ -236,10 +272,10 @@ class Reader:
             yield Fault(self._number, name, "empty file", "it has no row")
         for row in itertools.chain(head, rows):
             if isinstance(row.value, _open.Bad):
-                yield Fault(self._number, f"{name}:{row.line}", row.value.reason, row.value.detail)
+                yield Fault(self._number, f"{name}:{self._counted_in}{row.line}", row.value.reason, row.value.detail)
             else:
                 self._objects_read += 1
-                yield from self._as_records(row.value, f"{name}:{row.line}", layout)
+                yield from self._as_records(row.value, f"{name}:{self._counted_in}{row.line}", layout)
 
     def _as_records(self, raw: dict[str, Any], place: str, layout: Format | None) -> Iterator[Row]:
         if layout is None:

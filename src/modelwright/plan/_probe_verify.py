@@ -64,6 +64,7 @@ def case(place: str, raw: Mapping[str, Any], record: Record | None) -> Case | No
         last = turns[-1]
         question = "\n".join(str(turn.get("content", "")) for turn in turns[:-1] if turn["role"] in ("user", "tool"))
         calls = [call.get("function", call) for turn in turns for call in turn.get("tool_calls", ()) if isinstance(call, dict)]
+        calls = [call if isinstance(call, dict) else {} for call in calls]
         thought = str(last.get("reasoning_content") or last.get("thinking") or "")
         return Case(place, question, _said(last), options, tests, tuple(calls), thought)
     if record is not None and record.text:
@@ -91,12 +92,15 @@ def _texts(raw: Mapping[str, Any], keys: Sequence[str]) -> tuple[str, ...]:
 # --- verifiers: each gives what it would compare, or None ---------------------------------------------
 
 _NUMBER = r"[-+]?[$€£]?\s?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:/\d+)?\s?%?"
-_ONLY_NUMBER = re.compile(rf"\s*({_NUMBER})\s*\.?\s*")
-_SAYS_NUMBER = re.compile(rf"(?:(?:answer|result)(?: is|:|=)|^A:)\s*\**\s*({_NUMBER})\**\s*\.?\s*\Z", re.I | re.M)
+_ONLY_NUMBER = re.compile(rf"({_NUMBER})\s*\.?")
+_SAYS_NUMBER = re.compile(rf"(?:(?:answer|result)(?: is|:|=)|^A:)\s*\**\s*({_NUMBER})\**\s*\.?\Z", re.I | re.M)
+SAYS_CHARS = 200
+"""Of an answer's end, where its number is looked for: a pattern that searches all of a long one may take minutes."""
 _MARKED = re.compile(rf"####\s*({_NUMBER})\s*\Z")
 _LETTER = re.compile(r"\s*(?:the (?:correct )?answer is:?\s*)?\(?([A-J])(?:[).:]|\s*\Z)", re.I)
-_LISTED = re.compile(r"(?:^|\s)\(?A[).:].+?(?:^|\s)\(?B[).:]", re.S)
-_YES_NO = re.compile(r"\s*(yes|no|true|false)\s*[.!]?\s*", re.I)
+_LISTED = [re.compile(rf"(?:^|\s)\(?{letter}[).:]") for letter in "AB"]
+_YES_NO = re.compile(r"(yes|no|true|false)\s*[.!]?", re.I)
+_INDEX = re.compile(r"[0-9]{1,3}")
 _FENCE = re.compile(r"```(\w*)\n(.*?)```", re.S)
 _SQL = re.compile(
     r"\s*(?:select\b.+\bfrom|insert\s+into|update\s.+\bset|delete\s+from|create\s+table|with\b.+\bselect)\b", re.I | re.S
@@ -122,24 +126,36 @@ def _boxed(case: Case) -> str | None:
 
 
 def _number(case: Case) -> str | None:
-    found = _ONLY_NUMBER.fullmatch(case.answer) or _SAYS_NUMBER.search(case.answer)
-    chosen = bool(case.options) and case.answer.strip().isdigit() and int(case.answer) < len(case.options)  # of a choice
-    return found[1].strip() if found and not chosen else None
+    answer = case.answer.strip()
+    found = _ONLY_NUMBER.fullmatch(answer) or _SAYS_NUMBER.search(answer[-SAYS_CHARS:])
+    return found[1].strip() if found and _option(case) is None else None
+
+
+def _option(case: Case) -> int | None:
+    """Which of the options a number names, from 0."""
+    named = _INDEX.fullmatch(case.answer.strip())
+    return int(named[0]) if named and int(named[0]) < len(case.options) else None
 
 
 def _choice(case: Case) -> str | None:
     if case.options:
         answer = case.answer.strip()
-        if answer.isdigit() and int(answer) < len(case.options):
-            return "ABCDEFGHIJ"[int(answer)] if int(answer) < 10 else answer
+        if (number := _option(case)) is not None:
+            return "ABCDEFGHIJ"[number] if number < 10 else answer
         if answer and answer in case.options:
             return answer
     found = _LETTER.match(case.answer)
-    return found[1].upper() if found and (case.options or _LISTED.search(case.question)) else None
+    return found[1].upper() if found and (case.options or _lists(case.question)) else None
+
+
+def _lists(question: str) -> bool:
+    """Whether it names an A, and a B behind it."""
+    first, second = _LISTED
+    return bool((found := first.search(question)) and second.search(question, found.end()))
 
 
 def _yes_no(case: Case) -> str | None:
-    found = _YES_NO.fullmatch(case.answer)
+    found = _YES_NO.fullmatch(case.answer.strip())
     return found[1].lower() if found else None
 
 
@@ -169,7 +185,7 @@ def _tool_call(case: Case) -> str | None:
         arguments = call.get("arguments")
         try:
             tree = json.loads(arguments) if isinstance(arguments, str) else arguments
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
         if not isinstance(tree, dict):
             return None
@@ -264,7 +280,7 @@ def verified(cases: Sequence[Case]) -> Verified:
 
 # --- reasoning ----------------------------------------------------------------------------------------
 
-_THINK = re.compile(r"<(think|thinking|reasoning|thought)>.+?</\1>", re.S | re.I)
+_THINK = re.compile(r"<(think|thinking|reasoning|thought)>", re.I)
 _STEPS = re.compile(r"\bstep[ -]by[ -]step\b|\bstep 1\b|\blet'?s think\b", re.I)
 _FINAL = re.compile(r"####|\\boxed\{|\b(?:final )?answer(?: is|:)|^A:", re.I | re.M)
 DERIVATION_CHARS = 80
@@ -287,8 +303,8 @@ def _traces(case: Case) -> Iterator[tuple[str, str]]:
     if case.thought:
         yield "thoughts apart", case.thought
     answer = case.answer[:ANSWER_CHARS]
-    if found := _THINK.search(answer):
-        yield "<think>", found[0]
+    if (found := _THINK.search(answer)) and (end := answer.lower().find(f"</{found[1].lower()}>", found.end() + 1)) >= 0:
+        yield "<think>", answer[found.start() : end]
     if _STEPS.search(answer):
         yield "step by step", answer
     if any(found.start() >= DERIVATION_CHARS for found in _FINAL.finditer(answer)):

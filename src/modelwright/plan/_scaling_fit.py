@@ -155,19 +155,19 @@ def _settled(values: Any, start: Any, free: bool) -> tuple[Any, float]:
     import numpy as np
     from scipy.optimize import minimize
 
-    wanted = np.log(values[:, 2])
+    *sizes, wanted = np.log(values).T
+    logs = np.stack(sizes)
     fixed = start[3:].copy()
 
     def distance(theta: Any) -> tuple[float, Any]:
         theta = theta if free else np.concatenate([theta, fixed])
-        parts = _parts(theta, values)
+        parts = _parts(theta, logs)
         total = np.logaddexp.reduce(parts, axis=0)
         gap = total - wanted
         slope = np.clip(gap, -DELTA, DELTA)
         near = np.abs(gap) <= DELTA
         lost = np.where(near, 0.5 * gap**2, DELTA * (np.abs(gap) - 0.5 * DELTA)).sum()
         share = np.exp(parts - total) * slope
-        logs = np.log(values[:, :2]).T
         gradient = np.concatenate([share.sum(axis=1), -(share[:2] * logs).sum(axis=1)])
         return float(lost) / DELTA, (gradient if free else gradient[:3]) / DELTA
 
@@ -177,19 +177,18 @@ def _settled(values: Any, start: Any, free: bool) -> tuple[Any, float]:
     return theta, float(found.fun)
 
 
-def _parts(theta: Any, values: Any) -> Any:
-    """[3, runs] logarithms of the three terms."""
+def _parts(theta: Any, logs: Any) -> Any:
+    """[3, runs] logarithms of the three terms. `logs`: of weights and tokens."""
     import numpy as np
 
     a, b, e, alpha, beta = theta
-    logs = np.log(values[:, :2])
-    return np.stack([a - alpha * logs[:, 0], b - beta * logs[:, 1], np.full(len(values), e)])
+    return np.stack([a - alpha * logs[0], b - beta * logs[1], np.full(logs.shape[1], e)])
 
 
 def _log_losses(theta: Any, values: Any) -> Any:
     import numpy as np
 
-    return np.logaddexp.reduce(_parts(theta, values), axis=0)
+    return np.logaddexp.reduce(_parts(theta, np.log(values[:, :2]).T), axis=0)
 
 
 def _law(theta: Any, source: str) -> Law:

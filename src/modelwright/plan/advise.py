@@ -17,7 +17,7 @@ from modelwright.plan._advise_measured import Gain, Update, update
 from modelwright.plan._advise_recipe import Files, scratch
 from modelwright.plan._advise_tree import ADAPTED, HEADS, Known, Situation, Walk, walk
 from modelwright.plan._advise_trees import trees
-from modelwright.plan._advise_written import Answered, why_not, written
+from modelwright.plan._advise_written import Answered, uncompared, why_not, written
 
 __all__ = ["Advised", "Files", "Known", "Situation", "advise"]
 
@@ -44,6 +44,9 @@ class Advised(NamedTuple):
     """Why there is none."""
     remarks: tuple[str, ...]
     table: tuple[dict[str, str], ...]
+    """Methods side by side."""
+    unit: str
+    """The model whose SFT of all weights, one pass, they are told beside."""
 
     @property
     def title(self) -> str:
@@ -74,7 +77,7 @@ def advise(
     if made is not None or leaf == "smaller" or any(name in (*ADAPTED, *HEADS) for name in methods):
         objective = _reckoned(methods)
         if made is not None:
-            chosen = sizes.reckoned("your own", made.shape, s, machine, "next_token", "full")._replace(why=made.why)
+            chosen = sizes.reckoned("your own", made.shape, s, machine, "next_token", "full", new=True)._replace(why=made.why)
         else:
             chosen = sizes.choose(s, machine, objective)
         s = s._replace(room=chosen.room, chosen=methods)
@@ -88,7 +91,9 @@ def advise(
     answered = Answered(s, tuple(walks), used, chosen, made, machine, files or Files())
     no_recipe = why_not(answered)
     text = "" if no_recipe else written(answered, name)
-    return Advised(tuple(walks), used, chosen, found, gains, text, no_recipe, remarks, tuple(_table(walks, chosen, machine)))
+    unit = chosen or sizes.choose(Situation(), machine, "sft")
+    table = tuple(_table(walks, unit, machine))
+    return Advised(tuple(walks), used, chosen, found, gains, text, no_recipe, remarks, table, unit.room.name)
 
 
 def _flops(s: Situation, machine: Machine) -> float:
@@ -118,6 +123,8 @@ def _remarks(s: Situation, found: Update, gains: tuple[Gain, ...]) -> tuple[str,
         said.append(f"{s.duplicates:.0%} of rows are copies: the recipe takes them out, since repeated rows are learned by heart")
     if len(s.languages) > 1:
         said.append(f"rows are in {', '.join(s.languages)}: measure each apart, and look whether the start knows all of them")
+    if said_of_tasks := uncompared(s):
+        said.append(said_of_tasks)
     if s.private:
         said.append("data may not leave this machine: no paid API is advised to write or judge answers")
     return tuple(said)
@@ -144,15 +151,14 @@ def _would_fit(walks: list[Walk], s: Situation, machine: Machine) -> Iterator[st
         yield f"LoRA would take less with: {change.name}, {bytes_text(change.gives_bytes)} less{enough}; {change.costs}"
 
 
-def _table(walks: list[Walk], chosen: sizes.Chosen | None, machine: Machine) -> list[dict[str, str]]:
+def _table(walks: list[Walk], unit: sizes.Chosen, machine: Machine) -> list[dict[str, str]]:
     """The advised methods and those turned down, side by side."""
     roles = {name: "advised" for one in walks for name in one.end.methods}
     for one in walks:
         for other in one.alternatives:
             for name in other.methods:
                 roles.setdefault(name, "turned down")
-    reckoned = chosen or sizes.choose(Situation(), machine, "sft")
-    return sizes.beside(roles, reckoned, machine)
+    return sizes.beside(roles, unit, machine)
 
 
 def published() -> list[dict[str, str]]:

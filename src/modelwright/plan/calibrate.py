@@ -16,6 +16,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
+from modelwright.core.errors import UserError
 from modelwright.core.execute import Adjust
 from modelwright.core.stage import Estimate, Quantity
 from modelwright.core.store import Store
@@ -107,12 +108,18 @@ def _features(total: float, parts: Sequence[Mapping[str, Any]], unit: str) -> di
 
 def _verified(path: Path) -> Iterator[Observed]:
     if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            tree = json.loads(line)
-            spans, parts = (_features(0.0, tree[name], unit) for name, unit in (("spans", "seconds"), ("parts", "bytes")))
-            where = "plan --verify"
-            head = (tree["kind"], tree["stage"], tree["host"], tree["time"], where)
-            yield Observed(*head, spans, tree["seconds"], tree["measured"], parts, tree["peak_bytes"])
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+            try:
+                yield _of_line(json.loads(line))
+            except (ValueError, TypeError, KeyError) as error:
+                what = f"line {number} of {path} is no pair of `plan --verify`: {type(error).__name__}: {error}"
+                raise UserError(what, "it was cut off, or another version wrote it", "delete the line, or the file") from None
+
+
+def _of_line(tree: Mapping[str, Any]) -> Observed:
+    spans, parts = (_features(0.0, tree[name], unit) for name, unit in (("spans", "seconds"), ("parts", "bytes")))
+    head = (tree["kind"], tree["stage"], tree["host"], tree["time"], "plan --verify")
+    return Observed(*head, spans, tree["seconds"], tree["measured"], parts, tree["peak_bytes"])
 
 
 # --- corrections ----------------------------------------------------------------------------------------

@@ -7,9 +7,9 @@ Sources stand at each number; `benchmarks/plan_published.py` holds the replay ag
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-from modelwright.core.stage import Estimate, Part, Quantity
+from modelwright.core.stage import Estimate, Machine, Part, Quantity
 from modelwright.core.units import bytes_text
 from modelwright.plan._cuda_allocator import Allocator
 
@@ -37,30 +37,6 @@ CONTEXT = Quantity(
 def workspace_bytes(card: str) -> int:
     """Of all handles together, by the card's name; unknown ones are taken for the usual."""
     return HANDLES * (HOPPER_WORKSPACE_BYTES if any(name in card for name in HOPPER) else WORKSPACE_BYTES)
-
-
-Kernel = Literal["flash", "efficient", "math"]
-
-
-def attention_bytes(
-    kernel: Kernel, length: int, heads: int, kv_heads: int, width: int, size: int = 2, rows: int = 1, masked: bool = False
-) -> float:
-    """What attention of one layer keeps for its backward pass, as torch's autograd saves it (`tools/autograd/derivatives.yaml`,
-    `_scaled_dot_product_*_attention`): queries, keys, values, result, and each query's logarithm of its sum in float32.
-
-    `flash` shares keys among heads; `efficient`, which cards before Ampere and calls with a mask take, wants as many key heads as
-    query heads, sums for a multiple of 32 queries (`_meta_registrations.py`) and a mask as numbers; `math` keeps scaled
-    queries and keys, values and all scores after the softmax, in float32 whatever comes in (`_scaled_dot_product_attention_math`
-    in aten/src/ATen/native/transformers/attention.cpp). `size`: bytes of a value.
-    """
-    query = rows * length * heads * width * size
-    if kernel == "flash":
-        key = rows * length * kv_heads * width * size
-        return 2.0 * query + 2.0 * key + rows * heads * length * 4
-    if kernel == "efficient":
-        bias = rows * length * length * size if masked else 0
-        return 4.0 * query + rows * heads * -(-length // 32) * 32 * 4 + bias
-    return 4.0 * rows * heads * length * (3 * width + length)
 
 
 # --- a stream of allocations ------------------------------------------------------------------------
@@ -152,18 +128,14 @@ def interval(parts: Sequence[Part], card: str = "") -> Quantity:
     )
 
 
-def device_reserved_bytes(parts: Sequence[Part], card: str = "") -> float:
-    """What `torch.cuda.max_memory_reserved` will tell for a closed form: all but the context."""
-    return sum(part.bytes for part in card_parts(parts, card) if part.name != "context")
-
-
-def on_card(estimate: Estimate, card: str) -> Estimate:
-    """An estimate whose card holds what tensors ask for, and what comes with them; the same once more is the same."""
-    if estimate.device_memory is None or not estimate.device_parts:
+def on_card(estimate: Estimate, machine: Machine) -> Estimate:
+    """An estimate whose CUDA card holds what tensors ask for, and what comes with them; the same once more is the same. Of
+    others (Metal) no more is known than their tensors."""
+    if machine.device != "cuda" or estimate.device_memory is None or not estimate.device_parts:
         return estimate
-    found = interval(estimate.device_parts, card)
+    found = interval(estimate.device_parts, machine.name)
     tensors = estimate.device_memory.why.removesuffix(_WITH)
-    parts = card_parts(estimate.device_parts, card)
+    parts = card_parts(estimate.device_parts, machine.name)
     return estimate._replace(device_memory=found._replace(why=tensors + _WITH), device_parts=parts)
 
 

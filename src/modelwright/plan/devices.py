@@ -25,6 +25,7 @@ from modelwright.core.spec import Spec
 from modelwright.core.stage import Machine
 
 TERA, GIGA = 1e12, 1e9
+LAYOUT = "see the file of the same name in modelwright/plan"
 
 
 class Source(Spec):
@@ -138,7 +139,7 @@ def table(file: Path | None = None) -> dict[str, Known]:
     found = dict(_own())
     for path in (settings_file("devices.yaml"), file):
         if path is not None:
-            found |= dict(_rows(read_yaml(path), str(path)))
+            found |= dict(_rows(read_yaml(path, LAYOUT), str(path)))
     return found
 
 
@@ -237,9 +238,7 @@ def checked(kind: type[T], tree: Tree) -> T:
     """The tree as `kind`; every fault with its line."""
     if not isinstance(tree.value, dict):
         keys = ", ".join(f"`{name}`" for name in kind.model_fields)
-        raise UserError(
-            f"this file is a mapping with {keys}", fix="see the file of the same name in modelwright/plan", where=tree.name
-        )
+        raise UserError(f"this file is a mapping with {keys}", fix=LAYOUT, where=tree.name)
     try:
         return kind.model_validate(tree.value)
     except ValidationError as error:

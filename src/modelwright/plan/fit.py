@@ -80,7 +80,7 @@ class Need(NamedTuple):
 
 def needs(estimate: Estimate, machine: Machine) -> tuple[Need, ...]:
     """Of each memory whose size is known, the scarcest first."""
-    found, estimate = [], on_card(estimate, machine.name)
+    found, estimate = [], on_card(estimate, machine)
     if estimate.device_memory is not None and machine.device_memory_bytes:
         what = "memory of each card" if machine.devices > 1 else "memory of the card"
         found.append(Need(what, estimate.device_memory, machine.device_memory_bytes, estimate.device_parts))

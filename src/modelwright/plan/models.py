@@ -10,17 +10,17 @@ import difflib
 import json
 import math
 import re
+from collections.abc import Mapping, Sequence
 from functools import cache
-from importlib import resources
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-import yaml
-
 from modelwright.core.errors import UserError
-from modelwright.core.stage import Shape
-from modelwright.core.units import count_text
+from modelwright.core.execute import Parent, Step, outside
+from modelwright.core.stage import Facts, Shape, Stage
+from modelwright.core.units import bytes_text, count_text
+from modelwright.plan.devices import shipped
 
 
 class Base(NamedTuple):
@@ -45,8 +45,7 @@ class Base(NamedTuple):
 @cache
 def bases() -> tuple[Base, ...]:
     """The public ones, smallest first."""
-    text = resources.files(__package__).joinpath("models.yaml").read_text(encoding="utf-8")
-    return tuple(_base(dict(row)) for row in yaml.safe_load(text))
+    return tuple(_base(dict(row)) for row in shipped("models.yaml").value)
 
 
 def _base(row: dict[str, Any]) -> Base:
@@ -66,6 +65,49 @@ def named(name: str) -> Base:
         f"known: {', '.join(names.values())}",
         f"did you mean {names[near[0]]!r}?" if near else "name a folder with its config.json, or give --params 3B",
     )
+
+
+def with_sizes(steps: Sequence[Step]) -> list[Step]:
+    """The steps, with the sizes of public models that are not fetched yet and of decoders in the user's own folders."""
+    return [step._replace(parents=tuple(map(_sized, step.parents))) for step in steps]
+
+
+DECODERS = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "qwen3_moe", "mixtral", "olmoe"})
+"""Values of `model_type` whose weights `Shape` counts exactly."""
+
+
+def _sized(parent: Parent) -> Parent:
+    if parent.stage is not None:
+        return parent
+    if parent.path is not None:
+        return _of_files(parent, parent.path)
+    if not parent.ref.startswith("hf:"):
+        return parent
+    hub = parent.ref.removeprefix("hf:").partition("@")[0].lower()
+    base = next((base for base in bases() if hub == base.hub.lower()), None)
+    return parent if base is None else parent._replace(facts=Facts(type="model", shape=base.shape))
+
+
+def _of_files(parent: Parent, path: Path) -> Parent:
+    """Sizes from the folder's configuration: its files say nothing of how many bits a weight has."""
+    if "model" not in parent.accepts.types or not (path / "config.json").is_file():
+        return parent
+    try:
+        base = of_folder(path)
+    except UserError:
+        return parent  # the stage that opens it says what is wrong with it
+    return parent._replace(facts=outside(path).model_copy(update={"shape": base.shape})) if base.type in DECODERS else parent
+
+
+def unsized(name: str, stage: Stage, parents: Mapping[str, Facts]) -> str:
+    """A sentence where the sizes of what a stage starts from are guessed, '' elsewhere."""
+    start = stage.model_dump(include={"start"}).get("start")
+    facts = parents.get(start) if start is not None else None
+    if facts is None or facts.shape is not None:
+        return ""
+    if facts.bytes:
+        return f"{name}: the sizes of {start} are guessed from its {bytes_text(facts.bytes)} of files"
+    return f"{name}: the sizes of {start} are not known before it is fetched, and a small model's are taken: it may need far more"
 
 
 def of_params(text: str) -> Base:

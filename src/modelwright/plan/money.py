@@ -21,9 +21,10 @@ from modelwright.core.spec import Spec
 from modelwright.core.stage import Machine, Stage
 from modelwright.core.units import seconds_text
 from modelwright.methods.objectives import Objective
-from modelwright.plan.devices import checked, settings_file, shipped
+from modelwright.plan.devices import LAYOUT, checked, settings_file, shipped
 
 HOUR_S, KWH_J = 3600.0, 3.6e6
+WEEK_HOURS, MONTH_WEEKS = 168, 4
 BEFORE_MIN = 15
 """Minutes before a session is cut off by which a run should have saved."""
 
@@ -56,7 +57,7 @@ class Hourly(Read):
     usd_per_hour: float = Field(ge=0)
     """Dollars for one of it and an hour; 0: it is yours, and electricity is counted."""
     least: int = Field(1, ge=1)
-    """So many are rented at once."""
+    """They are rented in bundles of so many."""
 
 
 class Free(Read):
@@ -121,7 +122,7 @@ def prices(file: Path | None = None) -> Prices:
     found = _own()
     for path in (settings_file("prices.yaml"), file):
         if path is not None:
-            found = checked(Prices, read_yaml(path)).over(found)
+            found = checked(Prices, read_yaml(path, LAYOUT)).over(found)
     return found
 
 
@@ -147,12 +148,17 @@ class Rent(NamedTuple):
 
 def rent(table: Prices, device: str, count: int) -> Rent | None:
     """The cheapest row for so many of a device; None where there is none."""
-    found = [(row.usd_per_hour * max(count, row.least), row) for row in table.hours if row.device == device]
+    found = [(row.usd_per_hour * _rented(row, count), row) for row in table.hours if row.device == device]
     if not found:
         return None
     usd, row = min(found, key=lambda pair: pair[0])
-    more = f", {row.least} are rented at once" if row.least > count else ""
+    more = f", {many} are rented at once" if (many := _rented(row, count)) > count else ""
     return Rent(usd, row.provider, f"${usd:.4g} an hour at {row.provider}{more} ({row.title}, read {row.date})")
+
+
+def _rented(row: Hourly, count: int) -> int:
+    """Whole bundles of `least`."""
+    return row.least * math.ceil(count / row.least)
 
 
 class Cost(NamedTuple):
@@ -246,6 +252,8 @@ class Session(NamedTuple):
     provider: str
     fits: bool
     told: str
+    usd: float = 0.0
+    """Of the monthly plans that it takes."""
 
 
 def sessions(table: Prices, device: str, count: int, stages: Sequence[tuple[str, float, bool]]) -> list[Session]:
@@ -268,13 +276,14 @@ def _session(row: Free, stages: Sequence[tuple[str, float, bool]]) -> Session:
             used, left_s = used + more, left_s + more * whole_s
         left_s -= seconds
     total_h = sum(seconds for _, seconds, _ in stages) / HOUR_S
-    weeks = math.ceil(total_h / row.weekly_hours) if row.weekly_hours else 1
+    weeks = math.ceil(total_h / (row.weekly_hours or WEEK_HOURS))
     end_min = int(60 * row.session_hours) - BEFORE_MIN
     how = f"{used} sessions of {row.session_hours:g} h, with `runtime: {{until: {end_min // 60}h{end_min % 60:02d}m}}`"
     told = how if used > 1 else f"one session of {row.session_hours:g} h"
     if row.weekly_hours:
         told += f", {weeks} weeks of {row.weekly_hours:g} h" if weeks > 1 else f", within {row.weekly_hours:g} h a week"
-    return Session(row.provider, True, f"{row.provider} ({usd}): {told}{f'; {row.note}' if row.note else ''}")
+    text = f"{row.provider} ({usd}): {told}{f'; {row.note}' if row.note else ''}"
+    return Session(row.provider, True, text, row.usd_per_month * math.ceil(weeks / MONTH_WEEKS))
 
 
 # --- budgets ------------------------------------------------------------------------------------------
@@ -331,5 +340,7 @@ def refusal(broken: Sequence[Over], stages: Mapping[str, Cost], proposals: Seque
     ordered = sorted(stages.items(), key=lambda pair: -(value_of(first, pair[1]) or 0.0))
     largest = ", ".join(f"{name} {amount(first, value_of(first, found) or 0.0)}" for name, found in ordered[:3])
     nothing = "nothing in the tables of devices and prices is cheap enough: raise the budget, or train on less"
+    if all(one.takes is None for one in broken):
+        nothing = "tell what is not known, or leave that limit out"
     cheaper = "\n       ".join(["what would do:", *proposals]) if proposals else nothing
     return UserError(f"the plan breaks its budget: {'; '.join(map(str, broken))}", f"most takes: {largest}", cheaper)

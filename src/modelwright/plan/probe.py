@@ -64,7 +64,8 @@ class Probed(NamedTuple):
     layouts: tuple[Share, ...]
     """Rows by layout; why a file was read so stands with the file."""
     holds: tuple[Share, ...]
-    """`documents`, `chats`, `pairs`, `binary feedback`, `rankings`, `step labels`, `word labels`, `tool calls`, `objects`."""
+    """`documents`, `chats`, `pairs`, `binary feedback`, `rankings`, `step labels`, `word labels`, `near pairs` (`text` and
+    `positive`), `tool calls`, `objects`."""
     lengths: tuple[Quantiles, ...]
     """Of rows, questions and answers, in tokens; of turns."""
     system: Share
@@ -251,6 +252,8 @@ def _sort(row: Looked, layout: str) -> str:
         if isinstance(record.meta.get("steps"), list):
             return "step labels"
         return "binary feedback" if isinstance(record.meta.get("label"), bool) else "chats"
+    if isinstance(record.meta.get("positive"), str):
+        return "near pairs"
     return "word labels" if layout == "words" else "documents"
 
 

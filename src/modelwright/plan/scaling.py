@@ -17,7 +17,8 @@ from typing import NamedTuple
 from modelwright.core.errors import UserError
 
 REPEATS_WORTH = 15.39
-"""Repetitions after which nothing more is learned from the same tokens, R_D* of arXiv:2305.16264, section 6."""
+"""However often the same tokens are seen again, they are never worth more fresh copies than this, R_D* of arXiv:2305.16264,
+section 6."""
 SMALLEST, LARGEST = 1e3, 1e14
 """Weights between which a best size is looked for."""
 

@@ -11,14 +11,16 @@ from modelwright.core.errors import UserError, UserErrors
 from modelwright.core.execute import Adjust, Step
 from modelwright.core.parallel import Parallel
 from modelwright.core.recipe import Budget, Loaded
-from modelwright.core.stage import Estimate, Given, Machine, Quantity
+from modelwright.core.stage import Estimate, Given, Machine
 from modelwright.core.units import bytes_text, seconds_text, text_table, usd_text
 from modelwright.plan import devices, money
 from modelwright.plan._lint import Finding
+from modelwright.plan._whole_text import card_cells, energy_text, share
 from modelwright.plan.cuda import on_card
 from modelwright.plan.fit import Fits, as_told, attempt, fit, needs, refusal, tried, typed
 from modelwright.plan.lint import lint
 from modelwright.plan.machine import this_machine
+from modelwright.plan.models import unsized
 from modelwright.plan.money import Cost, Over, Prices, Rent, Session
 
 SHOWN = 3
@@ -59,6 +61,10 @@ def target(
         found = devices.named(name, count, devices_file)
         hired = money.rent(table, name, count)
         return Target(found._replace(usd_per_hour=hired.usd_per_hour if hired else 0.0), table, name, count, devices_file)
+    if count != 1:
+        raise UserError(f"{count} of what?", "a count goes with the name of a device", "name one, or give the machine alone")
+    if devices_file is not None:
+        devices.table(devices_file)  # proposals are of its rows: a fault is told now
     return Target(machine or this_machine(), table, "", count, devices_file)
 
 
@@ -145,7 +151,7 @@ class Plan(NamedTuple):
                 "state": r.state,
                 "time": seconds_text(r.estimate.seconds.value),
                 "memory": bytes_text(r.estimate.memory.value),
-                **({"card": interval_text(r.estimate.device_memory)} if card else {}),
+                **(card_cells(r.estimate.device_memory) if card else {}),
                 "disk": bytes_text(r.estimate.disk.value),
                 **({"energy": energy_text(r.cost.kwh if r.state != "cached" else 0.0)} if power else {}),
                 "cost": usd_text(r.usd),
@@ -232,23 +238,6 @@ def cost_tree(found: Cost) -> dict[str, float | None]:
     return {**found._asdict(), "usd": found.usd}
 
 
-def share(part: float, whole: float) -> str:
-    return f"{part / whole:.0%}" if whole else "0%"
-
-
-def energy_text(kwh: float | None) -> str:
-    return "" if kwh is None else f"{kwh:.3g} kWh" if kwh >= 0.0005 else "0"
-
-
-def interval_text(found: Quantity | None) -> str:
-    """`20.5 GB (19.8 GB to 21.3 GB)`; empty where there is none."""
-    if found is None:
-        return ""
-    if found.low is None or found.high is None:
-        return bytes_text(found.value)
-    return f"{bytes_text(found.value)} ({bytes_text(found.low)} to {bytes_text(found.high)})"
-
-
 # --- from estimates to a plan -------------------------------------------------------------------------
 
 
@@ -268,9 +257,8 @@ def predicted(loaded: Loaded, steps: Sequence[Step], on: Target, adjust: Adjust)
     """`adjust` is what runs here taught, and so for this machine alone."""
     runtime, machine = loaded.recipe.runtime, on.machine
     parallel = spread(loaded, steps, machine)
-    corrected = (lambda kind, found: found) if on.device else adjust
-    found = work.predict(steps, machine, loaded.recipe.seed, corrected, parallel, runtime.memory)
-    return parallel, {name: on_card(one, machine.name) for name, one in found.items()}
+    found = work.predict(steps, machine, loaded.recipe.seed, as_told if on.device else adjust, parallel, runtime.memory)
+    return parallel, {name: on_card(one, machine) for name, one in found.items()}
 
 
 def rows_of(steps: Sequence[Step], estimates: dict[str, Estimate], on: Target) -> tuple[list[Planned], tuple[str, ...]]:
@@ -294,7 +282,6 @@ def plan(loaded: Loaded, steps: Sequence[Step], on: Target, adjust: Adjust) -> P
     rows, unknown = rows_of(steps, estimates, on)
     machine, budget, bill = on.machine, loaded.recipe.budget, on.table.electricity
     cards = f", {bytes_text(machine.device_memory_bytes)} on each card" if machine.device_memory_bytes else ""
-    todo = [(row.stage, row.estimate.seconds.value, row.resumes) for row in rows if row.state != "cached"]
     own = on.rent is None or on.rent.usd_per_hour == 0
     found = Plan(
         rows,
@@ -305,8 +292,8 @@ def plan(loaded: Loaded, steps: Sequence[Step], on: Target, adjust: Adjust) -> P
         on.rent.told if on.rent else "",
         f"${bill.usd_per_kwh:g} a kWh ({bill.title}, {bill.date})" if own and bill and machine.power_w else "",
         parallel,
-        on.notes,
-        tuple(money.sessions(on.table, on.device, on.many, todo)),
+        (*on.notes, *_notes(loaded, steps, estimates, own and not machine.power_w)),
+        tuple(_sessions(rows, on)),
         unknown,
         short=tuple(_short(loaded, steps, on, adjust, parallel, estimates)),
     )
@@ -314,6 +301,19 @@ def plan(loaded: Loaded, steps: Sequence[Step], on: Target, adjust: Adjust) -> P
     if not over or budget is None:
         return found
     return found._replace(over=over, proposals=tuple(_proposals(loaded, steps, on, adjust, found._replace(over=over), budget)))
+
+
+def _notes(loaded: Loaded, steps: Sequence[Step], estimates: dict[str, Estimate], unbilled: bool) -> Iterator[str]:
+    """What is guessed, or left out of the sum that the budget is held against."""
+    facts = work.known(steps, estimates)
+    yield from filter(None, (unsized(s.name, s.stage, facts[s.name]) for s in steps if s.artifact is None))
+    if unbilled and loaded.recipe.budget is not None and loaded.recipe.budget.usd is not None:
+        yield "no electricity is in the sum, for want of what this machine draws: `modelwright bench machine --power-w WATTS`"
+
+
+def _sessions(rows: Sequence[Planned], on: Target) -> list[Session]:
+    left = [(row.stage, row.estimate.seconds.value, row.resumes) for row in rows if row.state != "cached"]
+    return money.sessions(on.table, on.device, on.many, left)
 
 
 def _short(
@@ -342,7 +342,7 @@ def _proposals(loaded: Loaded, steps: Sequence[Step], on: Target, adjust: Adjust
     step = next(step for step in steps if step.name == largest.stage)
     given = work.givens(steps, on.machine, loaded.recipe.seed, broken.parallel)[largest.stage]
     yield from _fewer(largest, step, excess)
-    yield from _adapter(largest, step, given, broken.total, adjust if not on.device else (lambda kind, found: found))
+    yield from _adapter(largest, step, given, broken.total, as_told if on.device else adjust)
 
 
 def _other_devices(loaded: Loaded, steps: Sequence[Step], on: Target, adjust: Adjust, budget: Budget) -> Iterator[str]:
@@ -350,7 +350,7 @@ def _other_devices(loaded: Loaded, steps: Sequence[Step], on: Target, adjust: Ad
     found = []
     for name, known in devices.table(on.devices_file).items():
         priced = money.rent(on.table, name, 1) or any(row.device == name for row in on.table.free)
-        if known.row.device in ("cpu", "tpu") or name == on.device or not priced:
+        if known.row.device in ("cpu", "tpu") or not priced:
             continue
         other = on._replace(machine=devices.machine(known), device=name, many=1)
         try:
@@ -358,16 +358,17 @@ def _other_devices(loaded: Loaded, steps: Sequence[Step], on: Target, adjust: Ad
         except UserError:
             continue  # a stage cannot be on such a device
         rows, unknown = rows_of(steps, estimates, other)
-        left = [row for row in rows if row.state != "cached"]
-        total = money.total([row.cost for row in left])
-        work_s = [(row.stage, row.cost.seconds, row.resumes) for row in left]
-        free = [one for one in money.sessions(on.table, name, 1, work_s) if one.fits]
-        usable = total._replace(rent_usd=0.0) if free else total
-        short = any(need.surely_not for row in left for need in needs(row.estimate, other.machine))
+        total = money.total([row.cost for row in rows])
+        free = sorted((one for one in _sessions(rows, other) if one.fits), key=lambda one: one.usd)
+        if name == on.device and not free:
+            continue
+        usable = total._replace(rent_usd=free[0].usd, power_usd=0.0) if free else total
+        short = any(need.surely_not for row in rows if row.state != "cached" for need in needs(row.estimate, other.machine))
         if short or money.overs(budget, usable, unknown):
             continue
-        who = free[0].provider if free else other.rent.provider if other.rent else "yours"
-        told = f"--device {name}: {seconds_text(usable.seconds)}, {usd_text(usable.usd)} ({who})"
+        takes = f"{seconds_text(usable.seconds)}, {usd_text(usable.usd)}"
+        hired = f"--device {name}: {takes} ({other.rent.provider if other.rent else 'yours'})"
+        told = f"run on {name} at {free[0].provider}: {takes}" if free else hired
         found.append((usable.usd, usable.seconds, told))
     yield from (text for _, _, text in sorted(found)[:SHOWN])
 

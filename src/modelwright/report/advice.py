@@ -48,6 +48,8 @@ class Advice(NamedTuple):
     """Methods that are not here yet."""
     paths: tuple[Path, ...]
     turned_down: tuple[dict[str, str], ...]
+    side_by_side: str
+    """What stands over `table`."""
     table: tuple[dict[str, str], ...]
     published: tuple[dict[str, str], ...]
     remarks: tuple[str, ...]

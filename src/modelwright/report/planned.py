@@ -139,9 +139,8 @@ def _parts(lines: Sequence[Line], names: Sequence[str]) -> Markup:
     return _svg(out, ROW_TALL * len(shown) + 6, "Parts of each stage's memory") if shown else Markup("")
 
 
-def _bar(hue: int, x: float, y: float, wide: float, tall: float, title: str = "") -> str:
-    where = f'x="{x:.1f}" y="{y:g}" width="{wide:.1f}" height="{tall:g}" rx="2"'
-    return f'<rect class="g{hue % COLOURS}" {where}><title>{escape(title)}</title></rect>'
+def _bar(hue: int, x: float, y: float, wide: float, tall: float) -> str:
+    return f'<rect class="g{hue % COLOURS}" x="{x:.1f}" y="{y:g}" width="{wide:.1f}" height="{tall:g}" rx="2"/>'
 
 
 def _text(words: str, x: float, y: float, anchor: str, kind: str = "name") -> str:

@@ -5,7 +5,8 @@ loop with `nn/loop.py`, forward and backward passes, clipping, the optimizer, th
 for values, `nn/tally.py` counts.
 
 Not part of it: what is done before the first step (opening a model, tokenising), checkpoints and the best weights (files),
-Python's own memory and libraries, what `offload` and `compile` change on a card, and other processes of `parallel`.
+Python's own memory and libraries, what `offload`, `compile` and an optimizer's kernels change on a card, and other processes of
+`parallel`.
 """
 
 from __future__ import annotations
@@ -47,6 +48,8 @@ class Job(NamedTuple):
     products: str = "fp32"
     """In what type they run, as `Machine.products` says it; float8 is counted as bfloat16, which weights are cast to for it."""
     seed: int = 0
+    card: bool = False
+    """As a graphics card would be asked: without the room that a processor's kernels take for themselves."""
 
     @property
     def how(self) -> Numbers:
@@ -76,21 +79,22 @@ def trace(name: str, known: Mapping[str, Known], told: Callable[[int], None] = _
     found = configured(name, known)
     data = [given.parents.get(mix.ref, Facts(type="records")) for mix in stage.data]
     products, _ = given.machine.products(stage.precision)
-    done = traced(Job(stage, found.config, data, products, given.seed), told)
+    done = traced(Job(stage, found.config, data, products, given.seed, given.machine.device != "cpu"), told)
     return done._replace(why=f"model {found.why}; {done.why}")
 
 
 def traced(job: Job, told: Callable[[int], None] = _nothing) -> Traced:
     """Two steps on tensors without values; of a mixture of experts once more, with the most uneven routing."""
-    even, rows = _counted(job, "even", told)
+    even, rows = counted(job, "even", told)
     peaks = [even.peak()]
     if shape_of(job.config).experts:
-        peaks.append(_counted(job, "one", told)[0].peak())
+        peaks.append(counted(job, "one", told)[0].peak())
     sizes = [peak.bytes for peak in peaks]
     return Traced(peaks[0], min(sizes), max(sizes), even.events, rows.why)
 
 
-def _counted(job: Job, routing: Routing, told: Callable[[int], None]) -> tuple[Tally, Made]:
+def counted(job: Job, routing: Routing, told: Callable[[int], None] = _nothing) -> tuple[Tally, Made]:
+    """With experts that are chosen so."""
     from modelwright.nn.fake import Fake
     from modelwright.nn.tally import Tally
 
@@ -98,7 +102,7 @@ def _counted(job: Job, routing: Routing, told: Callable[[int], None]) -> tuple[T
         words, rows = prepared(job, Path(folder))
         with Fake(routing):
             model = opened(job.stage, job.config, words, job.seed)
-            with Tally(told) as tally:
+            with Tally(told, rooms=not job.card) as tally:
                 steps(job, model, rows, Path(folder), tally)
     return tally, rows
 

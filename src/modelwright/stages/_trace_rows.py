@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from modelwright.core.stage import Facts
+from modelwright.methods.objectives import ANSWER_FRAC, BRANCH_FRAC
+from modelwright.stages._train_memory import LEAST_TOKENS
 
 if TYPE_CHECKING:
     from modelwright.nn.order import Order
@@ -15,11 +17,6 @@ if TYPE_CHECKING:
 
 STEPS = 2
 """The second has what the first one left: gradients and the optimizer's states."""
-LEAST = 4
-"""Tokens of the shortest row."""
-ANSWER_FRAC, BRANCH_FRAC = 0.4, 0.25
-"""Share of a chat that is its answer, and of a pair's better side that it does not share: of 100 tokens of either, 40 are in the
-loss (`Objective.target_frac`)."""
 
 
 class Words:
@@ -62,7 +59,7 @@ def made(stage: Training, data: Sequence[Facts], words: Words, folder: Path, see
     size = len(rows[0].ids)
     rows *= max(1, stage.batch_tokens // size)
     rest = stage.batch_tokens - len(rows) * size
-    if rest >= LEAST * size // length:
+    if rest >= LEAST_TOKENS * size // length:
         rows.append(_row(stage, rest * length // size, vocab))
     stored = store(rows, folder, vocab)
     chosen = _chosen(stage, stored)
@@ -89,7 +86,7 @@ def _length(stage: Training, data: Sequence[Facts]) -> tuple[int, str]:
     longest = stage.objective.row_tokens(stage.length)
     tokens, rows = (sum(getattr(fact, name) or 0.0 for fact in data) for name in ("tokens", "rows"))
     if tokens and rows and all(fact.tokens and fact.rows for fact in data):
-        mean = max(LEAST, round(tokens / rows))
+        mean = max(LEAST_TOKENS, round(tokens / rows))
         if mean < longest:
             return mean, f"rows of {mean} tokens, the mean of the data"
     return longest, f"rows of {longest} tokens, the most that there may be"
@@ -101,7 +98,7 @@ def _row(stage: Training, length: int, vocab: int) -> Row:
 
     from modelwright.nn.rows import FIRST, SECOND, Row
 
-    length = max(length, LEAST)
+    length = max(length, LEAST_TOKENS)
     ids = np.arange(length) * 7 % max(vocab - 1, 1) + 1  # none is a mark
     needs = stage.objective.needs
     if needs == "pairs":

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple, Protocol
 
 from modelwright.core.memory import modules, spread
-from modelwright.core.memory import own as passes
+from modelwright.core.memory import own as ours
 from modelwright.core.memory.modules import Beside
 from modelwright.core.memory.own import Moment, Sides, Texts, Work
 from modelwright.core.memory.weights import Place, Weight, total
@@ -98,7 +98,7 @@ def activation_bytes(shape: Shape, half: bool, own: bool = True, full: bool = Fa
         both = modules.halves(shape, sides, Work((Texts(410, 0, 0), Texts(102, 102, 102, before=410))), trains, full)
         return (both.layers + both.again) / 512
     work = Work((Texts(512, 511, 511, number=2),))
-    layer = passes.kept(shape, sides, work, False, False)[0] if own else modules.kept(shape, sides, work, trains, False)
+    layer = ours.kept(shape, sides, work, False, False)[0] if own else modules.kept(shape, sides, work, trains, False)
     return (shape.layers * 4.0 * shape.hidden if full else (shape.layers - 1) * layer / 1024) + layer / 1024
 
 
@@ -120,7 +120,7 @@ def logits_bytes(
     """Of the loss over so many positions: chunks of logits, of which the next is made before the last is let go, and in 16 bits
     the head's weights and their gradient. `rank`: of an adapter beside the head; `frozen`: the head itself is; `room`: bytes that
     a product takes beside its result, for each value of that."""
-    size, chunks = passes.chunk(vocab, positions)
+    size, chunks = ours.chunk(vocab, positions)
     one, row = 4.0 * size * vocab, (2.0 if half else 4.0) * size * hidden
     narrow = one / 2 if half else 0.0
     cast = 2.0 * vocab * (hidden + rank) if half else 0.0
@@ -142,11 +142,6 @@ def state_of_each(params: float, gradients: float, trained: float, state_bytes_p
 
 
 # --- the account -------------------------------------------------------------------------------------------------
-
-
-def training_parts(training: Training) -> tuple[Part, ...]:
-    """What is in memory when most is, part by part."""
-    return training_account(training).parts
 
 
 def training_account(training: Training) -> Account:
@@ -238,10 +233,10 @@ def _own(training: Training) -> list[Moment]:
     # the last layer sees everything, where any does
     last_windowed = windowed == shape.layers
     before = [True] * (windowed - last_windowed) + [False] * (shape.layers - 1 - windowed + last_windowed)
-    plain, window = (passes.kept(shape, sides, work, False, seen) for seen in (False, True))
+    plain, window = (ours.kept(shape, sides, work, False, seen) for seen in (False, True))
     below = [enters if training.full else (window if seen else plain)[0] for seen in before]
-    last = passes.kept(shape, sides, work, few, last_windowed)
-    always = passes.turns(shape, sides, work, sides.size)
+    last = ours.kept(shape, sides, work, few, last_windowed)
+    always = ours.turns(shape, sides, work, sides.size)
     rows = asked * (4 * sides.width + 4)
     ranks = (_rank(training, "attention"), _rank(training, "mlp")) if training.frozen else None
     if "activations" in training.offload:
@@ -256,11 +251,11 @@ def _own(training: Training) -> list[Moment]:
         layers.append(("last layer but one", window if windowed else plain, False, sum(below) - max(below)))
     for name, (mine, attention), alone, deeper in layers:
         deeper += always + left
-        for what, working, formed in passes.backward(shape, sides, work, alone, _room(training), ranks):
+        for what, working, formed in ours.backward(shape, sides, work, alone, _room(training), ranks):
             found.append(Moment(f"{what} of the {name}", deeper + mine, working, formed=formed))
-        working = passes.attention_backward(sides, work, alone)
+        working = ours.attention_backward(sides, work, alone)
         found.append(Moment(f"attention's backward pass of the {name}", deeper + attention, working, formed=1.0))
-        working = passes.entrance_backward(sides, work, alone)
+        working = ours.entrance_backward(sides, work, alone)
         found.append(Moment(f"the backward pass of the norm before attention of the {name}", deeper, working, formed=1.0))
     return found
 
@@ -285,7 +280,7 @@ def _modules(training: Training) -> list[Moment]:
     windowed = min(shape.windowed_layers, shape.layers)
     plain, window = (modules.kept(shape, sides, work, trains, seen) for seen in (False, True))
     layers, enters = plain * (shape.layers - windowed) + window * windowed, row * from_table
-    always = passes.turns(shape, sides, work, 4.0) + enters
+    always = ours.turns(shape, sides, work, 4.0) + enters
     last = row * (trains.beside is None and not shape.both_ways)  # a norm's gain is trained
     if trains.beside is not None and not from_table and trains.attention and not training.full:
         always -= 3 * work.tokens * trains.beside.noise_bytes(shape.hidden)
@@ -331,7 +326,7 @@ def _loss(training: Training, kept: float) -> tuple[list[Moment], float]:
     left = hidden + ahead + low
     working = 2 * hidden + ahead * (1 + 2 * size / 4) + hidden * bool(ahead) + beside
     # in room of its own the first chunk's product is made before it becomes the head's gradient
-    first = passes.chunk(shape.vocab, work.targets)[1] == 1 and _room(training) > 0
+    first = ours.chunk(shape.vocab, work.targets)[1] == 1 and _room(training) > 0
     return [Moment("the loss", kept + (left if work.later else 0.0), working, logits, head=float(not first))], left
 
 

@@ -128,6 +128,11 @@ class Tagged(NamedTuple):
     label: int
 
 
+ANSWER_FRAC, BRANCH_FRAC = 0.4, 0.25
+"""Assumed share of a chat that is its answer, and of a pair's better side that it does not share: of 100 tokens of either, 40 are
+in the loss (`Objective.target_frac`)."""
+
+
 class Objective(Spec):
     """A loss and what it needs to see: which rows, in which order, changed how, and which head of the model."""
 
@@ -193,13 +198,12 @@ class Objective(Spec):
         return length
 
     def texts(self, tokens: int) -> tuple[Texts, ...]:
-        """What a row of a text of so many tokens becomes, for the planner. A chat's answer, and a pair's two, are taken to be two
-        fifths of their row."""
+        """What a row of a text of so many tokens becomes, for the planner."""
         if self.needs == "answers":
-            answer = max(1, round(0.4 * tokens))
+            answer = max(1, round(ANSWER_FRAC * tokens))
             return (Texts(tokens, answer, answer),)
         if self.needs == "pairs":
-            branch = max(1, round(0.25 * tokens))
+            branch = max(1, round(BRANCH_FRAC * tokens))
             shared = tokens - branch
             return Texts(shared, 1, 0), Texts(branch, branch - 1, branch, before=shared, number=2)
         if self.needs == "groups":

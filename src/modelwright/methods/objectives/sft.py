@@ -9,14 +9,14 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 from modelwright.core.spec import Advice
-from modelwright.methods.objectives import CrossEntropy, Needs
+from modelwright.methods.objectives import ANSWER_FRAC, CrossEntropy, Needs
 
 
 class SFT(CrossEntropy):
     """Mean over answer tokens of -log p(token | chat before it)."""
 
     needs: ClassVar[Needs] = "answers"
-    target_frac: ClassVar[float] = 0.4
+    target_frac: ClassVar[float] = ANSWER_FRAC
     advice: ClassVar[Advice] = Advice(
         "you have chats with good answers",
         "you only have texts (`next_token`) or comparisons (`dpo`)",

@@ -83,7 +83,7 @@ class PythonTree(Source):
     """Globs of what is left out, counted by reason. Default: tests, applications, generated tables, vendored copies."""
 
     def files(self) -> list[Path]:
-        return [path for path, _ in self.kept()[0]]
+        return [Path(path) for path, _ in self.kept()[0]]
 
     def size_bytes(self) -> float:
         return float(sum(os.path.getsize(path) for path in self.files()))
@@ -91,19 +91,20 @@ class PythonTree(Source):
     def digest(self) -> str | None:
         place = locate(self.package)
         total = hashlib.sha256(f"{self.package} {place.version} {place.licence}\n".encode())
-        for path, relative in sorted(self.kept()[0], key=lambda pair: pair[1]):
-            data = path.read_bytes()
+        for path, relative in self.kept()[0]:
+            with open(path, "rb") as file:
+                data = file.read()
             total.update(f"{relative} {len(data)}\n".encode())
             total.update(data)
         return total.hexdigest()
 
-    def kept(self) -> tuple[list[tuple[Path, str]], dict[str, int]]:
+    def kept(self) -> tuple[list[tuple[str, str]], dict[str, int]]:
         """(file, relative path) of what is read, sorted by relative path, and how many are left out by reason."""
         place = locate(self.package)
         wanted = _matcher(self.include)
         refused = [(_matcher((glob,)), REASONS.get(glob, f"excluded by {glob!r}")) for glob in self.exclude]
         any_refused = _matcher(self.exclude) if self.exclude else None
-        kept: list[tuple[Path, str]] = []
+        kept: list[tuple[str, str]] = []
         left_out: dict[str, int] = {}
         for path, relative in _walk(place):
             reason = "" if wanted.match(relative) else "not in `include`"
@@ -112,7 +113,7 @@ class PythonTree(Source):
             if reason:
                 left_out[reason] = left_out.get(reason, 0) + 1
             else:
-                kept.append((Path(path), relative))
+                kept.append((path, relative))
         return kept, left_out
 
     def sources(self, log: Log) -> Iterator[tuple[str, str]]:
@@ -129,7 +130,7 @@ class PythonTree(Source):
         empty = 0
         for path, relative in log.track(kept, "files", len(kept), self.package):
             try:
-                text = importlib.util.decode_source(path.read_bytes())
+                text = importlib.util.decode_source(Path(path).read_bytes())
             except (OSError, SyntaxError, UnicodeDecodeError) as error:
                 unreadable(log, relative, error)
                 continue
