@@ -262,8 +262,9 @@ def planned(bytes_in: float, machine: Machine, **fields: Any) -> Any:
 
 def test_the_estimate_knows_workers() -> None:
     one, two, four = (planned(10e9, Machine("m", cores, 64e9), steps=["gopher"]) for cores in (1, 2, 4))
-    start_s = _curate_cost.START_S + 0.5
-    assert (one.seconds.value - 0.5) / (two.seconds.value - start_s) == pytest.approx(2 * _curate_cost.EFFICIENCY)
+    begin_s = _curate_cost.BEGIN_S
+    work_s = [found.seconds.value - begin_s for found in (one, two)]
+    assert work_s[0] / (work_s[1] - _curate_cost.START_S) == pytest.approx(2 * _curate_cost.EFFICIENCY)
     assert two.seconds.value > four.seconds.value and "4 processes" in four.seconds.why
     each = [found.memory.value for found in (one, two, four)]
     assert each[2] - each[1] == 2 * _curate_cost.WORKER_BYTES and "for each of 4 workers" in four.memory.why
