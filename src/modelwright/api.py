@@ -16,6 +16,7 @@ from modelwright.core.events import Listener, read_events
 from modelwright.core.preview import Preview
 from modelwright.core.recipe import Loaded
 from modelwright.core.recipe import load as load_recipe
+from modelwright.core.spec import kind_of
 from modelwright.core.stage import Check, Machine
 from modelwright.core.units import count_text, text_table
 from modelwright.core.why import Reason, why
@@ -255,7 +256,7 @@ class Project:
         views = [
             StageView(
                 s.name,
-                work.stage_kind(s.stage),
+                kind_of(s.stage),
                 states.get(s.name, s.state) if s.artifact else "missing",
                 s.artifact.manifest if s.artifact else {},
                 s.artifact.path if s.artifact else Path(),

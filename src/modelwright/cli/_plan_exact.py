@@ -46,7 +46,8 @@ def exact(project: Project, plan: Plan, chosen: argparse.Namespace) -> int:
 
 def _trees(project: Project, plan: Plan, only: str | None) -> Iterator[Tree]:
     """What was counted of each training stage, or of one."""
-    from modelwright.core.execute import givens, stage_kind
+    from modelwright.core.execute import givens
+    from modelwright.core.spec import kind_of
     from modelwright.plan.cuda import reserved
     from modelwright.stages._trace import trace
     from modelwright.stages._trace_open import Known
@@ -54,7 +55,7 @@ def _trees(project: Project, plan: Plan, only: str | None) -> Iterator[Tree]:
     steps = project.steps()
     given = givens(steps, plan.on, project.recipe.seed)
     known = {step.name: Known(step, given[step.name]) for step in steps}
-    trains = [step.name for step in steps if stage_kind(step.stage) == "train"]
+    trains = [step.name for step in steps if kind_of(step.stage) == "train"]
     if not trains or (only is not None and only not in trains):
         what = f"the recipe has no stage {only!r} that trains" if only is not None else "the recipe trains nothing"
         raise UserError(what, fix=f"its stages that train: {', '.join(trains) or 'none'}")

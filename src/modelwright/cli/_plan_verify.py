@@ -60,19 +60,19 @@ def verify(chosen: argparse.Namespace, args: list[str]) -> int:
 def _each(project: Project, args: list[str]) -> Any:
     import subprocess  # these few are late because every `plan` opens this file
 
-    from modelwright.core.execute import stage_kind
+    from modelwright.core.spec import kind_of
     from modelwright.stages._verify import unready
 
     steps, made = _steps(project)
     for step in steps:
         if why := unready(step, made):
-            yield {"stage": step.name, "kind": stage_kind(step.stage), "left_out": why}
+            yield {"stage": step.name, "kind": kind_of(step.stage), "left_out": why}
             continue
         rest = [arg for arg in args if arg != "--json"]
         command = [sys.executable, "-m", "modelwright.cli.main", "plan", *rest, "--stage", step.name, "--json"]
         done = subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True)
         if done.returncode:
-            yield {"stage": step.name, "kind": stage_kind(step.stage), "left_out": FAILED}
+            yield {"stage": step.name, "kind": kind_of(step.stage), "left_out": FAILED}
         else:
             yield json.loads(done.stdout)[0]
 
@@ -88,7 +88,8 @@ def _one(project: Project, name: str) -> Tree:
     """Try the stage, keep the pair, and tell what it means for the whole."""
     from tempfile import TemporaryDirectory
 
-    from modelwright.core.execute import facts_of, stage_kind
+    from modelwright.core.execute import facts_of
+    from modelwright.core.spec import kind_of
     from modelwright.plan.calibrate import VERIFIED, calibrated, with_checks
     from modelwright.plan.machine import this_machine
     from modelwright.stages._verify import tried, unready
@@ -99,7 +100,7 @@ def _one(project: Project, name: str) -> Tree:
         raise UserError(f"the recipe has no stage {name!r}", fix=f"its stages: {', '.join(s.name for s in steps)}")
     if why := unready(step, made):
         raise UserError(f"stage {name!r} cannot be tried", why)
-    kind, adjust = stage_kind(step.stage), calibrated(project.store)
+    kind, adjust = kind_of(step.stage), calibrated(project.store)
     planned = next(row.estimate for row in project.plan().rows if row.stage == name)
     with TemporaryDirectory() as folder:
         found = tried(step, made, this_machine(), facts_of(step, made), project.recipe.seed, Path(folder))

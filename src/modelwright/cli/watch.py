@@ -48,6 +48,7 @@ def main(args: list[str]) -> int:
 
 
 def _watch(given: argparse.Namespace) -> Watch:
+    from modelwright.core.spec import kind_of
     from modelwright.serve.watch import Wanted, Watch
 
     what: Path | None = given.what
@@ -59,8 +60,5 @@ def _watch(given: argparse.Namespace) -> Watch:
         root = what or given.store
         return Watch(root, str(root))
     project = _options.open_project(argparse.Namespace(**{**vars(given), "recipe": what}))
-    wanted = [
-        Wanted(step.name, step.stage.model_dump(include={"kind"})["kind"], step.stage.produces, step.key)
-        for step in project.steps()
-    ]
+    wanted = [Wanted(step.name, kind_of(step.stage), step.stage.produces, step.key) for step in project.steps()]
     return Watch(given.store, str(project.recipe.name), wanted)

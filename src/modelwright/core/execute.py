@@ -22,7 +22,7 @@ from modelwright.core.measure import Laps, Meter, cores
 from modelwright.core.parallel import Parallel
 from modelwright.core.recipe import Loaded
 from modelwright.core.remote import remote_files
-from modelwright.core.spec import fingerprint
+from modelwright.core.spec import fingerprint, kind_of
 from modelwright.core.stage import Accepts, Estimate, Facts, Given, Input, Machine, Run, Stage, Stats, parse_ref
 from modelwright.core.store import COLUMNS, Artifact, Store, digest_files, write_json
 from modelwright.core.units import bytes_of, bytes_text, moment_s
@@ -86,7 +86,7 @@ def prepare(loaded: Loaded, store: Store, *, network: bool = False) -> list[Step
             _parent(field, ref, accepts, name, loaded, steps, digests, network) for field, (ref, accepts) in stage.refs().items()
         )
         identity = {
-            "kind": stage_kind(stage),
+            "kind": kind_of(stage),
             "spec": stage.identity(),
             "parents": {p.field: p.key + (f"#{p.part}" if p.part else "") for p in parents},
             "external": stage.external(),
@@ -101,10 +101,6 @@ def prepare(loaded: Loaded, store: Store, *, network: bool = False) -> list[Step
     if network:
         digests.save()
     return list(steps.values())
-
-
-def stage_kind(stage: Stage) -> str:
-    return str(stage.model_dump(include={"kind"})["kind"])
 
 
 def _parent(
@@ -151,7 +147,7 @@ def predict(
         expected = step.stage.estimate(given)
         if step.artifact is None:
             expected, imported = (_imported(expected) if imported else expected), imported or _imports(expected)
-        estimates[step.name] = adjust(stage_kind(step.stage), expected)
+        estimates[step.name] = adjust(kind_of(step.stage), expected)
         facts[step.name] = estimates[step.name].facts if step.artifact is None else _measured(step.artifact)
     return estimates
 
@@ -309,7 +305,7 @@ def _make(
     deadline_s: float,
     look: Look,
 ) -> Artifact:
-    kind = stage_kind(step.stage)
+    kind = kind_of(step.stage)
     facts = facts_of(step, made)
     runtime = loaded.recipe.runtime
     machine = _within(machine, step.stage, runtime.memory)
@@ -445,7 +441,7 @@ def _finish(
         "schema": 1,
         "type": step.stage.produces,
         "stage": step.name,
-        "kind": stage_kind(step.stage),
+        "kind": kind_of(step.stage),
         "recipe": loaded.recipe.name,
         "key": step.key,
         "spec": step.stage.model_dump(mode="json"),

@@ -15,7 +15,7 @@ from pydantic_core import PydanticCustomError
 from modelwright.core.errors import UserError, UserErrors
 from modelwright.core.parallel import LAUNCHERS, Parallel
 from modelwright.core.places import Loc, Tree, override, parse_yaml, read_yaml
-from modelwright.core.spec import Kinds, Spec, folder_of_recipe
+from modelwright.core.spec import Kinds, Spec, folder_of_recipe, kind_of
 from modelwright.core.stage import NAME, STAGES, Accepts, Stage, parse_ref
 from modelwright.core.units import bytes_of, moment_s
 
@@ -382,7 +382,7 @@ def _runtime_errors(tree: Tree, head: Head | None, stages: dict[str, Stage]) -> 
 def _cluster_errors(tree: Tree, cluster: Spec | None) -> list[UserError]:
     if cluster is None:
         return []
-    if (kind := cluster.model_dump()["kind"]) != "ray":
+    if (kind := kind_of(cluster)) != "ray":
         fix, where = "write `cluster: ray`, or leave it out for this machine", tree.where(("runtime", "cluster"))
         return [UserError(f"{kind!r} starts trainings, and cannot work through rows", fix=fix, where=where)]
     return [

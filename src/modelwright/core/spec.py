@@ -138,6 +138,11 @@ def _specs(path: str, value: Any) -> Iterator[tuple[str, Spec]]:
             yield from _specs(f"{path}.{key}", item)
 
 
+def kind_of(spec: Spec) -> str:
+    """What a recipe writes as its `kind`; empty for a spec that is no choice among kinds."""
+    return str(spec.model_dump(include={"kind"}).get("kind", ""))
+
+
 def plain(value: Any) -> Any:
     """A JSON tree of a field's value; nested specs give their identity."""
     if isinstance(value, Spec):

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from modelwright.core.parallel import Parallel
-from modelwright.core.spec import Spec
+from modelwright.core.spec import Spec, kind_of
 from modelwright.core.stage import Facts, Given, parse_ref
 from modelwright.core.units import bytes_text, count_text
 from modelwright.plan._fit_models import in_four_bits
@@ -318,7 +318,7 @@ def already(now: Tried) -> tuple[str, ...]:
     found = [
         (logits, "the loss in chunks", f"logits of {count_text(targets)} targets and their gradient would take"),
         (
-            step if "adamw" in str(stage.optimizer.model_dump()["kind"]) else 0.0,
+            step if "adamw" in kind_of(stage.optimizer) else 0.0,
             "a fused step",
             "one over lists of weights would take",
         ),

@@ -128,9 +128,5 @@ class Finding(NamedTuple):
     source: str
 
 
-def kind_of(spec: Any) -> str:
-    return str(spec.model_dump(include={"kind"})["kind"])
-
-
 def refs_of(mixes: Sequence[Any] | None) -> list[str]:
     return [mix.ref for mix in mixes or ()]

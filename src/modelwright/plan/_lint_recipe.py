@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from modelwright.core.spec import kind_of
 from modelwright.core.units import bytes_text, seconds_text
-from modelwright.plan._lint import TEXTS, Fault, Look, Rule, kind_of, refs_of
+from modelwright.plan._lint import TEXTS, Fault, Look, Rule, refs_of
 
 MOST_MEMORY, LONGEST_S, BUDGET_SHARE = 0.9, 3 * 86400.0, 0.5
 

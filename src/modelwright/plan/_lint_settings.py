@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from modelwright.core.spec import kind_of
 from modelwright.methods.optimizers import Rates
-from modelwright.plan._lint import TUNED, Fault, Look, Rule, kind_of
+from modelwright.plan._lint import TUNED, Fault, Look, Rule
 
 MOST_EPOCHS, EPOCHS_ROOM = 2.0, 1.3
 """Epochs of a tuning; and how many times as many where they are estimated from characters, whose tokens differ by as much."""

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, TypeVar
 from modelwright.core.errors import UserError
 from modelwright.core.events import Log
 from modelwright.core.record import Record
+from modelwright.core.spec import kind_of
 from modelwright.core.units import bytes_text
 from modelwright.methods.formats import Format, LeftOut, looking
 from modelwright.methods.sources import SOURCES, _files, _open, _rows
@@ -265,7 +266,7 @@ class Reader:
         if good:
             try:
                 layout, self._why = looking().settle(good, name)
-                self._kind = str(layout.model_dump()["kind"])
+                self._kind = kind_of(layout)
             except UserError as error:
                 self._kind, self._why = "objects", f"{error.what.removeprefix(f'{name}: ')}: {error.why}"
         elif not head:

@@ -14,9 +14,9 @@ from pydantic import ValidationError
 from pydantic_core import PydanticCustomError
 
 from modelwright.core.errors import UserError
-from modelwright.core.execute import Adjust, Step, stage_kind
+from modelwright.core.execute import Adjust, Step
 from modelwright.core.parallel import Parallel
-from modelwright.core.spec import Spec
+from modelwright.core.spec import Spec, kind_of
 from modelwright.core.stage import Estimate, Given, Machine, Part, Quantity, Stage
 from modelwright.core.units import bytes_text
 from modelwright.plan.cuda import on_card
@@ -122,7 +122,7 @@ def as_told(kind: str, estimate: Estimate) -> Estimate:
 
 def tried(stage: Stage, given: Given, adjust: Adjust = as_told) -> Tried:
     """`adjust`: by what earlier runs measured."""
-    found = adjust(stage_kind(stage), stage.estimate(given))
+    found = adjust(kind_of(stage), stage.estimate(given))
     return Tried(stage, given, found, needs(found, given.machine), adjust)
 
 

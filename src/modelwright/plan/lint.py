@@ -10,8 +10,9 @@ import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from modelwright.core.execute import Step, known, stage_kind
+from modelwright.core.execute import Step, known
 from modelwright.core.recipe import Loaded
+from modelwright.core.spec import kind_of
 from modelwright.core.stage import Estimate, Machine
 from modelwright.plan import _lint_recipe, _lint_settings
 from modelwright.plan._lint import Finding, Look, Rule
@@ -67,7 +68,7 @@ def _looks(
     loaded: Loaded, steps: Sequence[Step], estimates: Mapping[str, Estimate], machine: Machine, data: bool
 ) -> Iterator[Look]:
     stages: dict[str, Any] = {step.name: step.stage for step in steps}
-    kinds = {step.name: stage_kind(step.stage) for step in steps}
+    kinds = {step.name: kind_of(step.stage) for step in steps}
     facts = known(steps, estimates)
     rows = Data(steps) if data else None
     for step in steps:

@@ -17,7 +17,7 @@ from pydantic import Field
 from modelwright.core.errors import UserError
 from modelwright.core.places import read_yaml
 from modelwright.core.recipe import Budget
-from modelwright.core.spec import Spec
+from modelwright.core.spec import Spec, kind_of
 from modelwright.core.stage import Machine, Stage
 from modelwright.core.units import seconds_text
 from modelwright.methods.objectives import Objective
@@ -237,10 +237,6 @@ def group(kind: str, stage: Stage) -> str:
     if objective.needs == "answers":
         return "fine-tuning"
     return "pretraining" if objective.needs == "text" else kind_of(objective)
-
-
-def kind_of(spec: Spec) -> str:
-    return str(spec.model_dump(include={"kind"})["kind"])
 
 
 # --- free tiers ---------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from modelwright.core.errors import UserError, UserErrors
 from modelwright.core.execute import Adjust, Step
 from modelwright.core.parallel import Parallel
 from modelwright.core.recipe import Budget, Loaded
+from modelwright.core.spec import kind_of
 from modelwright.core.stage import Estimate, Given, Machine
 from modelwright.core.units import bytes_text, seconds_text, text_table, usd_text
 from modelwright.plan import devices, money
@@ -265,7 +266,7 @@ def rows_of(steps: Sequence[Step], estimates: dict[str, Estimate], on: Target) -
     """Every stage with its money, and the paid APIs without a price."""
     rows, unknown = [], list[str]()
     for step in steps:
-        found, kind = estimates[step.name], work.stage_kind(step.stage)
+        found, kind = estimates[step.name], kind_of(step.stage)
         cost = Cost(kwh=0.0)
         if step.artifact is None:
             api = money.paid(step.stage, found.asked_tokens, on.table)

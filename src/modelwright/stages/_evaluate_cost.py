@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import cast
 
 from modelwright.core.passes import passed, written_s
+from modelwright.core.spec import kind_of
 from modelwright.core.stage import Estimate, Facts, Given, Machine, Part, Shape, Span, estimate
 from modelwright.core.units import bytes_text, count_text
 from modelwright.methods.decoders import Decoder
@@ -61,7 +62,7 @@ def cost(
         if not (shape := given.parents[ref].shape):
             shape, assumed = guess(0.25 * size), f"; assumed {bytes_text(size)} of float32 weights in {ref}"
         runs_on = engine or cast(EngineSpec, ENGINES.build("llamacpp" if given.parents[ref].type == "export" else "native"))
-        kind = str(runs_on.model_dump(include={"kind"})["kind"])
+        kind = kind_of(runs_on)
         context = given.parents[ref].context or row_tokens
         spans += _spans(shape, machine, kind, context, items - min(texts, items), min(texts, items), new, row_tokens)
         held = runs_on.memory(shape, min(context, row_tokens + CACHE_TOKENS), min(batch, items), given.parents[ref].bytes)

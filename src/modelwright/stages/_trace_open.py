@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from modelwright.core.execute import Parent, Step, stage_kind
+from modelwright.core.execute import Parent, Step
+from modelwright.core.spec import kind_of
 from modelwright.core.stage import Facts, Given, Shape, parse_ref
 from modelwright.methods.architectures._common import decoder
 from modelwright.stages._train_cost import guess
@@ -58,7 +59,7 @@ def _before(parent: Parent, facts: Facts, known: Mapping[str, Known]) -> Configu
         return Configured(AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False), f"of {parent.ref}")
     if of is None:
         return _guessed(facts.shape, parent.ref)
-    if stage_kind(of.step.stage) == "train":
+    if kind_of(of.step.stage) == "train":
         return configured(of.step.name, known)
     start = next((one for one in of.step.parents if "model" in one.accepts.types), None)
     if start is None:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 from modelwright.core.errors import UserError
-from modelwright.core.execute import Parent, Step, stage_kind
+from modelwright.core.execute import Parent, Step
+from modelwright.core.spec import kind_of
 from modelwright.core.stage import Input
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ class Chosen(NamedTuple):
 def choose(steps: Sequence[Step], name: str | None, recipe: Path) -> Chosen:
     """The stage of this name, or the last whose rows and tokenizer are made; UserError where there is none."""
     known = {step.name: step for step in steps}
-    trains = {step.name: step for step in steps if stage_kind(step.stage) == "train"}
+    trains = {step.name: step for step in steps if kind_of(step.stage) == "train"}
     if not trains or (name is not None and name not in trains):
         what = f"the recipe has no stage {name!r} that trains" if name is not None else f"{recipe} trains nothing"
         raise UserError(what, fix=f"its stages that train: {', '.join(trains) or 'none'}")

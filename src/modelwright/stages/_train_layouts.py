@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from modelwright.core.errors import UserError
 from modelwright.core.parallel import Parallel
+from modelwright.core.spec import kind_of
 from modelwright.core.stage import Shape
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def check(stage: Training, shape: Shape, parallel: Parallel) -> None:
             raise UserError(f"`parallel: {parallel}` cannot be", why, f"put `{axis}` beside {names} alone")
     if parallel.shard * parallel.expert * parallel.tensor > 1 and not stage.optimizer.elementwise:
         raise UserError(
-            f"`optimizer: {stage.optimizer.model_dump()['kind']}` cannot be used with `parallel: {parallel}`",
+            f"`optimizer: {kind_of(stage.optimizer)}` cannot be used with `parallel: {parallel}`",
             "its step looks at whole matrices, and no process has one",
             "divide by `data` alone, or use `optimizer: adamw`",
         )
@@ -67,7 +68,7 @@ def check(stage: Training, shape: Shape, parallel: Parallel) -> None:
         _check_expert(stage, shape, parallel)
     if stage.objective.whole_step and parallel.processes > parallel.data:
         raise UserError(
-            f"`objective: {stage.objective.model_dump()['kind']}` cannot be used with `parallel: {parallel}`",
+            f"`objective: {kind_of(stage.objective)}` cannot be used with `parallel: {parallel}`",
             "it compares all rows of a step, and each is computed twice, which takes a whole model on each process",
             "divide by `data` alone",
         )
@@ -100,7 +101,7 @@ def _check_zero(stage: Training, shape: Shape, parallel: Parallel) -> None:
 def _check_context(stage: Training, shape: Shape, parallel: Parallel) -> None:
     if stage.objective.head != "causal":
         raise UserError(
-            f"`objective: {stage.objective.model_dump()['kind']}` cannot be used with `parallel: {parallel}`",
+            f"`objective: {kind_of(stage.objective)}` cannot be used with `parallel: {parallel}`",
             "it looks at whole texts, and no process computes all tokens of one",
             "divide by `data`",
         )

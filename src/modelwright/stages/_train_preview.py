@@ -13,6 +13,7 @@ from modelwright.core.errors import UserError
 from modelwright.core.events import Log
 from modelwright.core.preview import STATES, Part, Preview, Shown, State, Token
 from modelwright.core.record import Record
+from modelwright.core.spec import kind_of
 from modelwright.core.stage import Input, Run
 from modelwright.methods.engines._text import DecodedPieces
 from modelwright.methods.objectives import Objective
@@ -70,7 +71,7 @@ def preview(stage: Training, run: Run, name: str, asked: Asked, step: int | None
     """The first rows of each source; or the rows of one step, as they are packed, for which all rows are tokenised."""
     text = open_text(stage, run)
     seen = Seen.of(text, stage.objective, run.seed)
-    facts = _facts(text) | {"objective": stage.objective.model_dump()["kind"], "data": ", ".join(mix.ref for mix in stage.data)}
+    facts = _facts(text) | {"objective": kind_of(stage.objective), "data": ", ".join(mix.ref for mix in stage.data)}
     for mix in stage.data:
         own = {"weight": mix.weight, "epochs": mix.epochs}
         facts |= {f"{key} of {mix.ref}": f"{value:g}" for key, value in own.items() if value is not None}
@@ -91,7 +92,7 @@ def preview_file(path: Path, tokenizer: Any, template: Template | None, length: 
 
 
 def _facts(text: Text) -> dict[str, str]:
-    kind = str(text.template.model_dump()["kind"]) if text.template is not None else "the tokenizer's own"
+    kind = kind_of(text.template) if text.template is not None else "the tokenizer's own"
     return {"template": kind if text.has_template() else "none", "length": f"{text.length:,} tokens at most"}
 
 

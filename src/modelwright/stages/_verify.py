@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 
 from modelwright.core.errors import UserError
 from modelwright.core.events import Log
-from modelwright.core.execute import Step, resolve_input, stage_kind
+from modelwright.core.execute import Step, resolve_input
 from modelwright.core.measure import Laps, Meter
 from modelwright.core.parallel import Parallel
 from modelwright.core.record import Record, write_records
+from modelwright.core.spec import kind_of
 from modelwright.core.stage import Facts, Given, Input, Machine, Mix, Run, Stage
 from modelwright.core.store import Artifact
 from modelwright.methods.sources import open_records
@@ -53,7 +54,7 @@ def unready(step: Step, made: Mapping[str, Artifact]) -> str:
     """Why this stage cannot be tried; '' where it can."""
     if missing := [p.stage for p in step.parents if p.stage is not None and p.stage not in made]:
         return f"{', '.join(dict.fromkeys(missing))} is not made yet"
-    return WHOLE.get(stage_kind(step.stage), "")
+    return WHOLE.get(kind_of(step.stage), "")
 
 
 def tried(
@@ -115,7 +116,7 @@ def _slice(given: Input, chars: int, folder: Path, facts: Mapping[str, Facts]) -
 
 def _small(stage: Stage) -> Stage:
     """The stage with few steps; as it is where it makes none."""
-    if stage_kind(stage) == "evaluate":
+    if kind_of(stage) == "evaluate":
         tasks: Sequence[Any] = getattr(stage, "tasks", ())
         return stage.model_copy(
             update={
@@ -123,7 +124,7 @@ def _small(stage: Stage) -> Stage:
                 "against": None,
             }
         )
-    if stage_kind(stage) != "train":
+    if kind_of(stage) != "train":
         return stage
     data = tuple(mix.model_copy(update={"epochs": None, "weight": None}) for mix in getattr(stage, "data", ()))
     changes = {"data": data, "steps": STEPS, "epochs": None, "validate_every": STEPS, "log_every": 1, "samples_every": 0}

@@ -19,7 +19,7 @@ from modelwright.core.errors import UserError
 from modelwright.core.events import Log
 from modelwright.core.measure import cores
 from modelwright.core.record import Record
-from modelwright.core.spec import Spec
+from modelwright.core.spec import Spec, kind_of
 from modelwright.core.stage import Check, Estimate, Facts, Given, Run, Stage, Stats, estimate
 from modelwright.core.units import bytes_text
 from modelwright.methods.sources import SOURCES, Source
@@ -121,9 +121,9 @@ class Curate(Stage):
         )._replace(spans=found.spans)
 
     def _cost(self, reading_s: float, bytes_in: float, rows: float | None, memory_bytes: float, cores: int) -> Cost:
-        steps = [(_kind(step), step) for step in self.steps]
+        steps = [(kind_of(step), step) for step in self.steps]
         split = self.split.memory_bytes if self.split else None
-        kinds = " ".join(map(_kind, self.source))
+        kinds = " ".join(map(kind_of, self.source))
         return cost(steps, split, len(self.source), kinds, reading_s, bytes_in, rows, cores, memory_bytes)
 
     def _sources(self, given: Given) -> tuple[list[Facts], float, list[str]]:
@@ -226,7 +226,7 @@ class Curate(Stage):
         }
 
     def _how(self, run: Run) -> How:
-        own = sorted({_kind(spec) for _, spec in self.children() if not type(spec).__module__.startswith("modelwright.")})
+        own = sorted({kind_of(spec) for _, spec in self.children() if not type(spec).__module__.startswith("modelwright.")})
         choices = sum(isinstance(step, Choosing) and step.waits() for step in self.steps) + (self.split is not None)
         held = held_bytes(run.memory_bytes, choices)
         if own:
@@ -317,7 +317,7 @@ class Curate(Stage):
         return self._opened
 
     def _flow(self, run: Run, ledger: Ledger, *, whole: bool = True) -> Flow:
-        kinds = [_kind(step) for step in self.steps]
+        kinds = [kind_of(step) for step in self.steps]
         again = [kinds[:number].count(kind) for number, kind in enumerate(kinds)]
         names = [f"{kind} {before + 1}" if before else kind for kind, before in zip(kinds, again, strict=True)]
         last = Kinship(self.split, run.seed) if self.split is not None and whole else None
@@ -390,7 +390,3 @@ class Curate(Stage):
             )
             found[""] = whole.model_dump(mode="json")
         return found
-
-
-def _kind(spec: Spec) -> str:
-    return str(spec.model_dump(include={"kind"}).get("kind", ""))

@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 
 from modelwright.core.errors import UserError
 from modelwright.core.measure import Laps
-from modelwright.core.spec import Runtime, Spec
+from modelwright.core.spec import Runtime, Spec, kind_of
 from modelwright.core.stage import Accepts, Check, Estimate, Given, Input, Refs, Run, Stage, Stats, check_goes_on, parse_ref
 from modelwright.methods.decoders import DECODERS, Decoder
 from modelwright.methods.engines import ENGINES, EngineSpec, open_engine, pick
@@ -182,7 +182,7 @@ class Evaluate(Stage):
         """Every item of every job under one model."""
         given: Input = run.inputs[ref]
         spec, why = (self.engine, "the recipe says so") if self.engine is not None else pick(given.path)
-        name = str(spec.model_dump()["kind"])
+        name = kind_of(spec)
         self._able(spec)
         decoder = self.decoder.placed(lambda folder: run.inputs[folder].path)
         run.log.note(f"{ref} runs on {name}: {why}")

@@ -17,7 +17,7 @@ from pydantic import Field
 from modelwright.core.measure import Laps
 from modelwright.core.passes import passed, written_s
 from modelwright.core.record import Message, Record
-from modelwright.core.spec import Spec
+from modelwright.core.spec import Spec, kind_of
 from modelwright.core.stage import Estimate, Facts, Given, Ref, Refs, Run, Shape, Span, Stage, Stats, check_goes_on, estimate
 from modelwright.core.units import bytes_text, count_text
 from modelwright.methods.exporters import EXPORTERS, Evidence, Exporter
@@ -106,7 +106,7 @@ class Export(Stage):
         texts_s = sum(passed(shape, machine, rows * row_tokens, row_tokens, _AT_ONCE))
         answers_s = sum(passed(shape, machine, rows * row_tokens, row_tokens, _AT_ONCE, target_frac=0.0))
         answers_s += written_s(shape, machine, rows * self.format.longest_answer())
-        kind = str(self.format.model_dump(include={"kind"})["kind"])
+        kind = kind_of(self.format)
         twice = 1 + (LLAMA if kind == "gguf" else 1.0)
         return (
             Span("imports", _IMPORTS_S, "torch, transformers and an engine, once in a process"),
@@ -146,7 +146,7 @@ class Export(Stage):
         if shape is not None:
             facts |= {"shape": shape.model_dump(), "context": run.facts[self.model].context}
         return {
-            "format": self.format.model_dump()["kind"],
+            "format": kind_of(self.format),
             "bytes": size,
             "written": written,
             "proof": proof,

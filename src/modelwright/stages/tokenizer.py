@@ -15,7 +15,7 @@ from pydantic import Field, field_validator
 
 from modelwright.core.errors import UserError
 from modelwright.core.record import Record
-from modelwright.core.spec import Kinds
+from modelwright.core.spec import Kinds, kind_of
 from modelwright.core.stage import Check, Estimate, Facts, Given, Mix, Refs, Run, Span, Stage, Stats, estimate
 from modelwright.core.units import bytes_text
 from modelwright.methods.sources import open_records
@@ -75,7 +75,7 @@ class Vocabulary(Stage):
         size = self.method.vocab_size()
         why = f"{bytes_text(bytes_in)} of text" + (" as far as known" if None in known else "")
         facts = Facts(type=self.produces, rows=size)
-        kind = str(self.method.model_dump(include={"kind"})["kind"])
+        kind = kind_of(self.method)
         spans = (
             Span("start", BEGIN_S, "text measured and the folder proved"),
             Span("merge", size * MERGE_S, f"{size} tokens", kind),

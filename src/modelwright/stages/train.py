@@ -14,7 +14,7 @@ from pydantic_core import PydanticCustomError
 from modelwright.core.errors import UserError
 from modelwright.core.memory import ROOM_BYTES, micro_tokens, state_of_each
 from modelwright.core.memory.weights import Weight, weights_of
-from modelwright.core.spec import Runtime, Spec
+from modelwright.core.spec import Runtime, Spec, kind_of
 from modelwright.core.stage import Accepts, Check, Estimate, Facts, Given, Refs, Run, Shape, Stage, Stats
 from modelwright.methods.adapters import ADAPTERS, Adapter
 from modelwright.methods.architectures import ARCHITECTURES, Architecture
@@ -368,7 +368,7 @@ class Train(Stage):
 
     def _like(self) -> str:
         parts = (self.objective, *((self.adapter,) if self.adapter is not None else ()))
-        return " ".join([*(str(part.model_dump(include={"kind"})["kind"]) for part in parts), self.precision])
+        return " ".join([*(kind_of(part) for part in parts), self.precision])
 
     def _held_tokens(self, given: Given, vocab: int) -> float:
         """Tokens of one validation, as far as they are known."""

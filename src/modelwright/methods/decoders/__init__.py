@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
 
 from modelwright.core.errors import UserError
-from modelwright.core.spec import Kinds, Spec
+from modelwright.core.spec import Kinds, Spec, kind_of
 from modelwright.methods.engines import Completion, Engine, EngineSpec, Request, Sampling
 
 DECODERS = Kinds(__name__, f"{__name__}:Decoder")
@@ -59,7 +59,7 @@ class Decoder(Spec):
 
     @property
     def name(self) -> str:
-        return str(self.model_dump(include={"kind"})["kind"])
+        return kind_of(self)
 
     def lacks(self, capabilities: frozenset[str]) -> str | None:
         """Why an engine with these capabilities cannot do it; None where it can."""

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from modelwright.core.errors import UserError
 from modelwright.core.record import Message, Record
-from modelwright.core.spec import Kinds, Spec
+from modelwright.core.spec import Kinds, Spec, kind_of
 
 FORMATS = Kinds(__name__, f"{__name__}:Format")
 
@@ -65,7 +65,7 @@ class Format(Spec):
 
     def write(self, record: Record) -> dict[str, Any]:
         """The row that reads as `record`; UserError where this layout cannot hold all of it."""
-        kind = _kind(self)
+        kind = kind_of(self)
         record = replace(record, messages=_with_ids([dict(turn) for turn in record.messages]))  # as it would be read
         try:
             row = self.row(record)
@@ -97,10 +97,6 @@ def looking() -> Format:
     return _default("auto")
 
 
-def _kind(spec: Format) -> str:
-    return str(spec.model_dump()["kind"])
-
-
 def _default(kind: str) -> Format:
     spec = FORMATS.load(kind).model_validate({"kind": kind})
     assert isinstance(spec, Format)
@@ -120,17 +116,17 @@ def detect(rows: Sequence[dict[str, Any]], name: str) -> tuple[Format, str]:
             first = next(i for i, reason in enumerate(reasons) if reason is None)
             partial.append(f"row {first + 1} is not `{kind}`, though {sum(map(bool, reasons))} of {len(rows)} rows are")
     wider = {kind for spec, _ in found for kind in spec.over}
-    others = [(spec, reason) for spec, reason in found if _kind(spec) in wider]
-    found = [(spec, reason) for spec, reason in found if _kind(spec) not in wider]
+    others = [(spec, reason) for spec, reason in found if kind_of(spec) in wider]
+    found = [(spec, reason) for spec, reason in found if kind_of(spec) not in wider]
     if len(found) == 1:
-        could = "".join(f"; it could also be `{_kind(spec)}`, because {reason}" for spec, reason in others)
+        could = "".join(f"; it could also be `{kind_of(spec)}`, because {reason}" for spec, reason in others)
         return found[0][0], found[0][1] + could
     keys = ", ".join(sorted({key for row in rows for key in row})) or "none"
     if found:
         raise UserError(
             f"{name}: the rows fit several formats",
-            "; ".join(f"`{_kind(spec)}`, because {reason}" for spec, reason in found),
-            f"say which: {' or '.join(f'`format: {_kind(spec)}`' for spec, _ in found)}",
+            "; ".join(f"`{kind_of(spec)}`, because {reason}" for spec, reason in found),
+            f"say which: {' or '.join(f'`format: {kind_of(spec)}`' for spec, _ in found)}",
         )
     raise UserError(
         f"{name}: no known format fits the first {len(rows)} rows",

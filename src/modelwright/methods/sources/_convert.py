@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from modelwright.core.errors import UserError, missing_extra
 from modelwright.core.events import Log
 from modelwright.core.record import Record, from_json
+from modelwright.core.spec import kind_of
 from modelwright.methods.formats import Format, looking
 from modelwright.methods.sources import OnBad
 from modelwright.methods.sources._files import LOOK_ROWS, Bad, How, objects, read
@@ -106,7 +107,7 @@ def convert(
         if not written:
             reasons = "; ".join(f"{count} of {total}: {why}" for why, count in told.left_out.most_common(3))
             raise UserError(
-                f"no row of {source} can be written as `{_kind(to)}` to {target.name}",
+                f"no row of {source} can be written as `{kind_of(to)}` to {target.name}",
                 reasons or "it holds no row that can be read",
                 "`messages` holds every chat, `preference` every pair and `text` every document; `.jsonl` keeps every type",
             )
@@ -114,10 +115,6 @@ def convert(
         made.replace(target)
     notes = list(filter(None, told.notes))
     return Converted(total, written, notes, dict(told.unreadable), dict(told.left_out), told.samples, dict(told.fields))
-
-
-def _kind(spec: Format) -> str:
-    return str(spec.model_dump()["kind"])
 
 
 def _row(to: Format, record: Record, spare: bool, told: _Told) -> Row | None:
@@ -224,8 +221,8 @@ def _detected(made: Path, name: str, to: Format) -> str:
     try:
         found, _ = looking().settle(head, name)
     except UserError as error:
-        return f"{name} has to be read with `format: {_kind(to)}`: {error.what}"
-    return "" if _kind(found) == _kind(to) else f"{name} would be read as `{_kind(found)}`: say `format: {_kind(to)}`"
+        return f"{name} has to be read with `format: {kind_of(to)}`: {error.what}"
+    return "" if kind_of(found) == kind_of(to) else f"{name} would be read as `{kind_of(found)}`: say `format: {kind_of(to)}`"
 
 
 def _write(made: Path, form: str, rows: Callable[[], Iterator[Row]]) -> None:

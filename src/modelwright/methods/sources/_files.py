@@ -16,6 +16,7 @@ from pydantic import AfterValidator, Field
 from modelwright.core.errors import UserError
 from modelwright.core.events import Log
 from modelwright.core.record import Record, parse_records
+from modelwright.core.spec import kind_of
 from modelwright.core.stage import Accepts, Input
 from modelwright.core.units import bytes_text
 from modelwright.methods.formats import Format, LeftOut, looking
@@ -260,7 +261,7 @@ def _settled(head: list[Row], name: str, log: Log, layout: Format | None) -> For
     if good:
         layout, reason = layout.settle(good, name)
         if reason:
-            log.note(f"{name}: read as `{layout.model_dump()['kind']}`, because {reason}")
+            log.note(f"{name}: read as `{kind_of(layout)}`, because {reason}")
     return layout
 
 

@@ -11,6 +11,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from modelwright.core.record import Record
+from modelwright.core.spec import kind_of
 from modelwright.core.stage import Run
 from modelwright.methods.steps import Cut, Made, Step, is_python
 from modelwright.methods.steps._rows import draw
@@ -46,7 +47,7 @@ class Augment(Step):
         raise NotImplementedError
 
     def apply(self, rows: Iterator[Record], run: Run) -> Iterator[Record | Cut | Made]:
-        kind = str(self.model_dump()["kind"])
+        kind = kind_of(self)
         for record in rows:
             if is_python(record) or draw(run.seed, f"{kind}\x00{record.id}") >= self.share:
                 yield record

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, NamedTuple
 from pydantic import Field
 
 from modelwright.core.record import Message, Record
-from modelwright.core.spec import Kinds, Spec
+from modelwright.core.spec import Kinds, Spec, kind_of
 from modelwright.methods.tasks import _statistics as statistics
 
 TASKS = Kinds(__name__, f"{__name__}:Task")
@@ -150,7 +150,7 @@ class Task(Spec):
     @property
     def name(self) -> str:
         """What its numbers are filed under."""
-        return self.label or str(self.model_dump(include={"kind"})["kind"])
+        return self.label or kind_of(self)
 
     def scoring(self) -> dict[str, Any]:
         """Its identity without the fields that only choose and slice rows: equal ones give an answer the same score."""

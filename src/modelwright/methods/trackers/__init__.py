@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from modelwright.core.errors import UserError
 from modelwright.core.events import Log
 from modelwright.core.series import Series, number, tokens_per_s
-from modelwright.core.spec import Kinds, Spec
+from modelwright.core.spec import Kinds, Spec, kind_of
 
 TRACKERS = Kinds(__name__, f"{__name__}:Tracker")
 
@@ -137,7 +137,7 @@ def _flat_load(fields: dict[str, Any]) -> Iterator[tuple[str, float | None]]:
 def tracked(tracker: Tracker, name: str, config: Mapping[str, Any], log: Log, sets: Sequence[str] = ()) -> Iterator[None]:
     """Within the block the log's events go to `tracker`, too. `sets`: the validation sets, which are told apart where there are
     several."""
-    kind = str(tracker.model_dump(include={"kind"})["kind"])
+    kind = kind_of(tracker)
     with redirect_stdout(sys.stderr):  # libraries greet on the standard output, which may be our JSON
         session = tracker.open(name, config)
     log.note(f"tracked by {kind}: {tracker.where()}")
