@@ -265,7 +265,7 @@ def test_recipes_load_plan_and_pass_the_lint(folder, leaf, place):
     assert len(plan.rows) == len(loaded.recipe.stages)
     steps = project.steps()
     machine = named(device)
-    faults = lint(loaded, steps, work.predict(steps, machine, 0, lambda kind, estimate: estimate), machine)
+    faults = lint(loaded, steps, work.predict(steps, machine, 0), machine)
     assert not [fault for fault in faults if fault.severity == "warning"], faults
     assert "accept" not in {fault.rule for fault in faults}
     assert "# " in found.recipe and found.title in found.recipe

@@ -7,6 +7,7 @@ import pytest
 import modelwright as mw
 from modelwright.cli.main import main
 from modelwright.core.errors import UserError
+from modelwright.core.execute import as_told
 from modelwright.core.recipe import loads
 from modelwright.core.stage import STAGES, Facts, Given, Machine, Part, Quantity, Shape
 from modelwright.plan import _fit_models as models
@@ -244,9 +245,9 @@ def test_several_cards_share_what_one_cannot_hold():
         estimate = step.stage.estimate(known)
         if refused:
             with pytest.raises(UserError, match="memory of the card"):
-                fitting.judge(fitting.as_told, step, known, estimate)
+                fitting.judge(as_told, step, known, estimate)
         else:
-            assert fitting.judge(fitting.as_told, step, known, estimate) == ""
+            assert fitting.judge(as_told, step, known, estimate) == ""
 
 
 def test_what_may_not_fit_is_told_and_tried():
@@ -255,7 +256,7 @@ def test_what_may_not_fit_is_told_and_tried():
     estimate = step.stage.estimate(known)
     near = known._replace(machine=known.machine._replace(memory_bytes=estimate.memory.value))
     low, high = 0.9 * estimate.memory.value, 1.2 * estimate.memory.value
-    said = fitting.judge(fitting.as_told, step, near, estimate._replace(memory=estimate.memory._replace(low=low, high=high)))
+    said = fitting.judge(as_told, step, near, estimate._replace(memory=estimate.memory._replace(low=low, high=high)))
     assert "may take more memory than there is" in said
 
 

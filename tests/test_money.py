@@ -10,6 +10,7 @@ import pytest
 
 from modelwright.api import load
 from modelwright.cli.main import main
+from modelwright.core import execute as work
 from modelwright.core.errors import UserError
 from modelwright.core.passes import passed
 from modelwright.core.recipe import Budget, loads
@@ -409,6 +410,16 @@ def test_a_budget_is_held_against_a_branch_that_only_a_run_resolves(made, monkey
     with pytest.raises(UserError, match="breaks its budget") as caught:
         load(file, store="store").iterate()
     assert caught.value.why is not None and "tune " in caught.value.why
+
+
+def test_a_run_with_a_budget_asks_once_what_there_is(made, monkeypatch):
+    """Twice asked, the Hub may answer of two commits: one is planned, the other run."""
+    asked = []
+    prepare = work.prepare
+    monkeypatch.setattr(work, "prepare", lambda *given, **how: asked.append(how) or prepare(*given, **how))
+    project = made("budget: {hours: 100}")
+    next(project.iterate())
+    assert asked == [{"network": True}]
 
 
 def test_run_refuses_before_it_starts(made, capsys):

@@ -23,7 +23,7 @@ from modelwright.core.why import Reason, why
 from modelwright.plan import whole
 from modelwright.plan._lint import Finding
 from modelwright.plan.calibrate import calibrated
-from modelwright.plan.fit import Tried, as_told, judge, tried
+from modelwright.plan.fit import Tried, judge, tried
 from modelwright.plan.lint import lint
 from modelwright.plan.machine import this_machine
 from modelwright.plan.models import with_sizes
@@ -147,8 +147,8 @@ class Project:
     def iterate(self, only: str | None = None, listener: Listener | None = None, gates: bool = True) -> Iterator[work.Outcome]:
         """The same, one stage at a time. UserError where the recipe's budget does not hold the plan."""
         adjust = calibrated(self.store)
+        steps = with_sizes(work.prepare(self.loaded, self.store, network=True))  # a run asks the Hub what a branch is
         if self.recipe.budget is not None:
-            steps = with_sizes(work.prepare(self.loaded, self.store, network=True))  # a run asks the Hub what a branch is
             whole.plan(self.loaded, steps, whole.target(), adjust).refuse()
         return work.execute(
             self.loaded,
@@ -159,14 +159,16 @@ class Project:
             only=only,
             gates=gates,
             look=partial(judge, adjust),
-            sized=with_sizes,
+            steps=steps,
         )
 
     def tried(self, steps: Sequence[work.Step], machine: Machine | None = None) -> dict[str, Tried]:
         """Those of `steps` that are to be made, each with what it would take of the memory of `machine` (unset: this one)."""
         on = machine or this_machine()
-        found = work.givens(steps, on, self.recipe.seed, whole.spread(self.loaded, steps, on))
-        adjust = as_told if machine else calibrated(self.store)
+        parallel = whole.spread(self.loaded, steps, on)
+        estimates = work.predict(steps, on, self.recipe.seed, parallel=parallel)
+        found = work.givens(steps, estimates, on, self.recipe.seed, parallel)
+        adjust = work.as_told if machine else calibrated(self.store)
         return {step.name: tried(step.stage, found[step.name], adjust) for step in steps if step.artifact is None}
 
     @staticmethod

@@ -53,13 +53,13 @@ def _trees(project: Project, plan: Plan, only: str | None) -> Iterator[Tree]:
     from modelwright.stages._trace_open import Known
 
     steps = project.steps()
-    given = givens(steps, plan.on, project.recipe.seed)
+    closed = {row.stage: row.estimate for row in plan.rows}
+    given = givens(steps, closed, plan.on, project.recipe.seed)
     known = {step.name: Known(step, given[step.name]) for step in steps}
     trains = [step.name for step in steps if kind_of(step.stage) == "train"]
     if not trains or (only is not None and only not in trains):
         what = f"the recipe has no stage {only!r} that trains" if only is not None else "the recipe trains nothing"
         raise UserError(what, fix=f"its stages that train: {', '.join(trains) or 'none'}")
-    closed = {row.stage: row.estimate for row in plan.rows}
     with _Progress() as progress:
         for name in [only] if only is not None else trains:
             begin = time.perf_counter()

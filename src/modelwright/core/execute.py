@@ -34,6 +34,11 @@ Adjust = Callable[[str, Estimate], Estimate]
 """Corrects an estimate by what earlier runs measured; `plan.calibrated` is one."""
 
 
+def as_told(kind: str, estimate: Estimate) -> Estimate:
+    """No correction."""
+    return estimate
+
+
 class Parent(NamedTuple):
     """One reference of a stage, resolved as far as it can be before the work."""
 
@@ -134,7 +139,7 @@ def predict(
     steps: Sequence[Step],
     machine: Machine,
     seed: int,
-    adjust: Adjust = lambda kind, estimate: estimate,
+    adjust: Adjust = as_told,
     parallel: Parallel = ALONE,
     memory: str | None = None,
 ) -> dict[str, Estimate]:
@@ -170,10 +175,15 @@ def known(steps: Sequence[Step], estimates: Mapping[str, Estimate]) -> dict[str,
 
 
 def givens(
-    steps: Sequence[Step], machine: Machine, seed: int, parallel: Parallel = ALONE, memory: str | None = None
+    steps: Sequence[Step],
+    estimates: Mapping[str, Estimate],
+    machine: Machine,
+    seed: int,
+    parallel: Parallel = ALONE,
+    memory: str | None = None,
 ) -> dict[str, Given]:
     """What every stage may look at before anything runs; of parents that are not made, their planned facts."""
-    facts = known(steps, predict(steps, machine, seed, parallel=parallel, memory=memory))
+    facts = known(steps, estimates)
     return {s.name: Given(_within(machine, s.stage, memory), facts[s.name], seed, parallel, _paths(s)) for s in steps}
 
 
@@ -227,19 +237,19 @@ def execute(
     machine: Machine,
     listener: Listener,
     *,
-    adjust: Adjust = lambda kind, estimate: estimate,
+    adjust: Adjust = as_told,
     only: str | None = None,
     gates: bool = True,
     look: Look = unseen,
-    sized: Callable[[Sequence[Step]], list[Step]] = list,
+    steps: Sequence[Step] | None = None,
 ) -> Iterator[Outcome]:
     """Make what is missing, in order; yields each stage as it ends. `only`: this stage and what it needs. `look`: at each stage,
-    before any work and once more before its own, when more is known of what it is made from; not without `gates`. `sized`: adds
-    what is known of models that are not here yet.
+    before any work and once more before its own, when more is known of what it is made from; not without `gates`. `steps`: as
+    `prepare` has them, where that was asked already or more is known of their parents.
 
     Finished stages stay whatever happens to later ones; a killed one leaves a `.part` that the same recipe goes on from.
     """
-    steps = sized(prepare(loaded, store, network=True))
+    steps = prepare(loaded, store, network=True) if steps is None else steps
     wanted = _needed(steps, only)
     look = look if gates else unseen
     _look_ahead([step for step in steps if step.name in wanted], loaded, machine, adjust, look)
@@ -268,7 +278,7 @@ def _look_ahead(steps: Sequence[Step], loaded: Loaded, machine: Machine, adjust:
         estimates = predict(steps, machine, seed, adjust, parallel, runtime.memory)
     except UserError:
         return
-    given, refused = givens(steps, machine, seed, parallel, runtime.memory), []
+    given, refused = givens(steps, estimates, machine, seed, parallel, runtime.memory), []
     for step in steps:
         try:
             if step.artifact is None:

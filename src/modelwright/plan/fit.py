@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from pydantic_core import PydanticCustomError
 
 from modelwright.core.errors import UserError
-from modelwright.core.execute import Adjust, Step
+from modelwright.core.execute import Adjust, Step, as_told
 from modelwright.core.parallel import Parallel
 from modelwright.core.spec import Spec, kind_of
 from modelwright.core.stage import Estimate, Given, Machine, Part, Quantity, Stage
@@ -113,11 +113,6 @@ class Tried(NamedTuple):
     def alike(self, need: Need) -> Need:
         """What it takes of the same memory."""
         return next(one for one in self.needs if one.what == need.what)
-
-
-def as_told(kind: str, estimate: Estimate) -> Estimate:
-    """No correction."""
-    return estimate
 
 
 def tried(stage: Stage, given: Given, adjust: Adjust = as_told) -> Tried:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from modelwright.core import execute as work
 from modelwright.core.errors import UserError, UserErrors
-from modelwright.core.execute import Adjust, Step
+from modelwright.core.execute import Adjust, Step, as_told
 from modelwright.core.parallel import Parallel
 from modelwright.core.recipe import Budget, Loaded
 from modelwright.core.spec import kind_of
@@ -18,7 +18,7 @@ from modelwright.plan import devices, money
 from modelwright.plan._lint import Finding
 from modelwright.plan._whole_text import card_cells, energy_text, share
 from modelwright.plan.cuda import on_card
-from modelwright.plan.fit import Fits, as_told, attempt, fit, needs, refusal, tried, typed
+from modelwright.plan.fit import Fits, attempt, fit, needs, refusal, tried, typed
 from modelwright.plan.lint import lint
 from modelwright.plan.machine import this_machine
 from modelwright.plan.models import unsized
@@ -324,7 +324,7 @@ def _short(
     todo = [step for step in steps if step.artifact is None and not step.stage.works]
     if all(need.fits for step in todo for need in needs(estimates[step.name], on.machine)):
         return
-    given = work.givens(steps, on.machine, loaded.recipe.seed, parallel)
+    given = work.givens(steps, estimates, on.machine, loaded.recipe.seed, parallel)
     for step in todo:
         found = fit(step.stage, given[step.name], step.name, adjust=as_told if on.device else adjust)
         if found.needs and not found.need.fits:
@@ -341,7 +341,8 @@ def _proposals(loaded: Loaded, steps: Sequence[Step], on: Target, adjust: Adjust
         return
     largest = max(broken.left, key=lambda row: money.value_of(excess[0].what, row.cost) or 0.0)
     step = next(step for step in steps if step.name == largest.stage)
-    given = work.givens(steps, on.machine, loaded.recipe.seed, broken.parallel)[largest.stage]
+    estimates = {row.stage: row.estimate for row in broken.rows}
+    given = work.givens(steps, estimates, on.machine, loaded.recipe.seed, broken.parallel)[largest.stage]
     yield from _fewer(largest, step, excess)
     yield from _adapter(largest, step, given, broken.total, as_told if on.device else adjust)
 
