@@ -15,15 +15,19 @@ from modelwright.core.errors import UserError
 from modelwright.core.events import Log
 from modelwright.core.parallel import Parallel
 from modelwright.core.recipe import loads
+from modelwright.core.spec import Spec
 from modelwright.core.stage import Facts, Given, Input, Machine, Run
 from modelwright.stages import _train_spread
 from modelwright.stages._train_spread import chosen
+from tests import launch_kit
 from tests import train_kit as kit
 
 MACHINE = Machine("test", 2, 8e9)
 
 
-def run_of(out: Path, tmp_path: Path, parallel: Parallel | None, events: list[Any], stop_at: int = 0) -> Run:
+def run_of(
+    out: Path, tmp_path: Path, parallel: Parallel | None, events: list[Any], stop_at: int = 0, launch: Spec | None = None
+) -> Run:
     out.mkdir(parents=True, exist_ok=True)
     inputs = {"data": kit.records(tmp_path / "data", kit.chats(24)), "held": kit.records(tmp_path / "held", kit.chats(6, 1))}
     inputs["vocab"] = Input("vocab", "tokenizer", kit.tokenizer(tmp_path / "vocab"))
@@ -33,15 +37,15 @@ def run_of(out: Path, tmp_path: Path, parallel: Parallel | None, events: list[An
         if stop_at and event == "step" and fields["step"] == stop_at:
             raise KeyboardInterrupt
 
-    return Run(out, inputs, 0, Log(out / "metrics.jsonl", listen), {}, parallel=parallel)
+    return Run(out, inputs, 0, Log(out / "metrics.jsonl", listen), {}, parallel=parallel, launch=launch)
 
 
 def made(
-    tmp_path: Path, name: str, parallel: Parallel, stop_at: int = 0, **fields: Any
+    tmp_path: Path, name: str, parallel: Parallel, stop_at: int = 0, launch: Spec | None = None, **fields: Any
 ) -> tuple[dict[str, Any], list[Any], Path]:
     stage = kit.stage(objective="sft", template="chatml", validation="held", validate_every=3, log_every=1, **fields)
     events: list[Any] = []
-    run = run_of(tmp_path / name, tmp_path, parallel, events, stop_at)
+    run = run_of(tmp_path / name, tmp_path, parallel, events, stop_at, launch)
     return stage.run(run), events, run.out
 
 
@@ -107,6 +111,27 @@ runtime: {RUNTIME}
 stages:
   vocab: {kind: tokenizer, data: ./rows.jsonl, method: {kind: bpe, size: 300}}
 """
+
+
+TRAINING = TEXT + "  base: {kind: train, data: ./rows.jsonl, vocab: vocab, model: llama, objective: next_token, steps: 2}\n"
+
+
+def test_a_cluster_gets_one_process_where_it_is_asked_for(tmp_path: Path) -> None:
+    """Its cards cannot be counted from here, so how many is not guessed; without a word it would train on this machine."""
+    with pytest.raises(UserError, match="`launch: slurm` does not say how many processes") as error:
+        loads(TRAINING.replace("{RUNTIME}", "{launch: slurm}"))
+    assert "parallel: {data: 1}" in error.value.fix
+    loads(TRAINING.replace("{RUNTIME}", "{launch: slurm, parallel: {data: 1}}"))
+    loads(TRAINING.replace("{RUNTIME}", "{launch: local}"))
+    with pytest.raises(UserError, match="'launch' would be ignored"):
+        loads(TRAINING.replace("{RUNTIME}", "{launch: local, parallel: {data: 1}}"))
+
+    alone, _, first = made(tmp_path, "alone", Parallel())
+    direct = launch_kit.Direct()
+    ours, events, second = made(tmp_path, "elsewhere", Parallel(), launch=direct)
+    assert [fields["step"] for event, fields in events if event == "step"] == list(range(1, alone["steps"] + 1))
+    assert (first / "model.safetensors").read_bytes() == (second / "model.safetensors").read_bytes()
+    assert ours["load"] and ours["loss_last"] == alone["loss_last"]
 
 
 @pytest.mark.parametrize("runtime", ["{parallel: {data: 2}}", "{launch: local}"])

@@ -7,9 +7,14 @@ import math
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from modelwright.core.spec import Kinds, Spec
+from modelwright.core.spec import Kinds, Spec, kind_of
 
 LAUNCHERS = Kinds("modelwright.methods.launchers", "modelwright.methods.launchers:Launcher")
+
+
+def elsewhere(launch: Spec | None) -> bool:
+    """Whether processes start beyond the command's own machine, so that even one of them is another than it."""
+    return launch is not None and kind_of(launch) != "local"
 
 
 class Parallel(Spec):

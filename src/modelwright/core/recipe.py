@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_va
 from pydantic_core import PydanticCustomError
 
 from modelwright.core.errors import UserError, UserErrors
-from modelwright.core.parallel import LAUNCHERS, Parallel
+from modelwright.core.parallel import LAUNCHERS, Parallel, elsewhere
 from modelwright.core.places import Loc, Tree, override, parse_yaml, read_yaml
 from modelwright.core.spec import Kinds, Spec, folder_of_recipe, kind_of
 from modelwright.core.stage import NAME, STAGES, Accepts, Stage, parse_ref
@@ -40,7 +40,8 @@ class RuntimeFields(Spec):
     """Over how many processes training stages are spread, and how. Unset: one for each CUDA card of this machine, by `data` where
     the model's training state fits on a card, else by `shard`; on a processor one process, which uses all its cores."""
     launch: Annotated[Spec, LAUNCHERS] | None = None
-    """How these processes are started: `local`, `slurm` or `ray`. Unset: `local`, on this machine."""
+    """How these processes are started: `local`, `slurm` or `ray`; the latter two need `parallel`, which may ask for one process.
+    Unset: `local`, on this machine."""
     workers: int | None = Field(None, ge=1)
     """Processes that work through the rows of a curation. Unset: one for each core where the sources hold enough to be worth
     their start, else this command alone. What comes out does not depend on it."""
@@ -367,11 +368,20 @@ def _runtime_errors(tree: Tree, head: Head | None, stages: dict[str, Stage]) -> 
     runtime, reasons = head.runtime, {}
     if not any(stage.spreads for stage in stages.values()):
         reasons = dict.fromkeys(("parallel", "launch"), "no stage of this recipe runs on several processes; training does")
-    elif runtime.parallel is not None and runtime.parallel.processes == 1:
+    elif runtime.parallel is not None and runtime.parallel.processes == 1 and not elsewhere(runtime.launch):
         reasons["launch"] = "`parallel` asks for one process, which this command is"
     if not any(stage.works for stage in stages.values()):
         reasons |= dict.fromkeys(("workers", "cluster", "memory"), "no stage of this recipe works through rows; curation does")
     errors = _cluster_errors(tree, runtime.cluster) if "cluster" not in reasons else []
+    if runtime.launch is not None and runtime.parallel is None and "launch" not in reasons and elsewhere(runtime.launch):
+        errors.append(
+            UserError(
+                f"`launch: {kind_of(runtime.launch)}` does not say how many processes",
+                "they start on other machines, whose cards cannot be counted from here",
+                "write `parallel: {data: 1}` for one process, or how the training is divided over more",
+                tree.where(("runtime", "launch")),
+            )
+        )
     return errors + [
         UserError(f"{key!r} would be ignored", reason, f"remove {key!r}", tree.where(("runtime", key)))
         for key, reason in reasons.items()

@@ -101,9 +101,13 @@ def worker(payload: dict[str, Any], log: Log) -> None:
     out = Path(payload["out"])
     inputs = {ref: Input(**{**tree, "path": Path(tree["path"])}) for ref, tree in payload["inputs"].items()}
     facts = {ref: Facts(**tree) for ref, tree in payload["facts"].items()}
+    run = Run(out, inputs, payload["seed"], log, facts, payload["deadline_s"], parallel)
+    if parallel.processes == 1:  # on another machine, and nothing is divided
+        write_json(out / WORKERS / STATS, train(stage, run))
+        return
     ranks = Ranks(Sizes(**parallel.axes), choose(stage.device, parallel.processes).device.type, parallel.zero)
     try:
-        stats = train(stage, Run(out, inputs, payload["seed"], log, facts, payload["deadline_s"], parallel), ranks)
+        stats = train(stage, run, ranks)
         if ranks.rank == 0:
             write_json(out / WORKERS / STATS, stats)
         ranks.wait()

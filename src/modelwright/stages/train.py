@@ -14,6 +14,7 @@ from pydantic_core import PydanticCustomError
 from modelwright.core.errors import UserError
 from modelwright.core.memory import ROOM_BYTES, micro_tokens, state_of_each
 from modelwright.core.memory.weights import Weight, weights_of
+from modelwright.core.parallel import elsewhere
 from modelwright.core.spec import Runtime, Spec, kind_of
 from modelwright.core.stage import Accepts, Check, Estimate, Facts, Given, Refs, Run, Shape, Stage, Stats
 from modelwright.methods.adapters import ADAPTERS, Adapter
@@ -389,7 +390,7 @@ class Train(Stage):
         from modelwright.stages._train_run import train
         from modelwright.stages._train_spread import chosen, launched
 
-        if (parallel := chosen(self, run)).processes > 1:
+        if (parallel := chosen(self, run)).processes > 1 or elsewhere(run.launch):
             return launched(self, run, parallel)
 
         return train(self, run)
