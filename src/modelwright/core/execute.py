@@ -23,13 +23,11 @@ from modelwright.core.parallel import Parallel
 from modelwright.core.recipe import Loaded
 from modelwright.core.remote import remote_files
 from modelwright.core.spec import fingerprint, kind_of
-from modelwright.core.stage import Accepts, Estimate, Facts, Given, Input, Machine, Run, Stage, Stats, parse_ref
+from modelwright.core.stage import IMPORTS, Accepts, Estimate, Facts, Given, Input, Machine, Run, Stage, Stats, parse_ref
 from modelwright.core.store import COLUMNS, Artifact, Store, digest_files, write_json
 from modelwright.core.units import bytes_of, bytes_text, moment_s
 
 ALONE = Parallel()
-IMPORTS = "imports"
-"""Name of the span that a process spends once: torch, transformers and what comes with them."""
 Adjust = Callable[[str, Estimate], Estimate]
 """Corrects an estimate by what earlier runs measured; `plan.calibrated` is one."""
 

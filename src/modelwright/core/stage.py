@@ -329,6 +329,17 @@ class Span(NamedTuple):
     """What else its rate depends on (`dpo lora fp32`): runs alike in that correct one another further."""
 
 
+IMPORTS = "imports"
+"""Name of the span that a process spends once: torch, transformers and what comes with them."""
+IMPORTS_S = 4.5
+"""From a disk's cache, as processor time of a Xeon at 2.5 GHz; what comes beside torch and transformers is little of it."""
+
+
+def imports(what: str) -> Span:
+    """The span of `what`, which a later stage of the same process is spared."""
+    return Span(IMPORTS, IMPORTS_S, f"{what}, once in a process")
+
+
 class Estimate(NamedTuple):
     """The predicted cost of a stage and what it will leave."""
 

@@ -7,7 +7,7 @@ from typing import cast
 
 from modelwright.core.passes import passed, written_s
 from modelwright.core.spec import kind_of
-from modelwright.core.stage import Estimate, Facts, Given, Machine, Part, Shape, Span, estimate
+from modelwright.core.stage import Estimate, Facts, Given, Machine, Part, Shape, Span, estimate, imports
 from modelwright.core.units import bytes_text, count_text
 from modelwright.methods.decoders import Decoder
 from modelwright.methods.engines import ENGINES, EngineSpec
@@ -16,8 +16,8 @@ from modelwright.stages._train_cost import guess
 
 IMPORTS_BYTES = 0.45e9
 """torch and transformers in memory."""
-IMPORTS_S, OPEN_S = 4.5, 0.1
-"""Seconds to import them, and to open a model beside reading its weights."""
+OPEN_S = 0.1
+"""A model opened, beside reading its weights."""
 READ_BYTES_PER_S = 500e6
 """Weights read from a disk's cache."""
 ITEM_S = 5e-4
@@ -26,7 +26,7 @@ LLAMA = 2.2
 """What llama.cpp takes over our own engine, for models of some million weights in 8 bits: measured 1.8 for answers, 2.7 for
 texts."""
 AT_ONCE = 512
-"""Tokens of prompts that an engine takes in one step (`methods/engines/native.py`)."""
+"""Tokens of prompts that an engine takes in one step: `prefill_tokens` of `methods/engines/native.py`."""
 CHARS_PER_TOKEN = 3.5
 """Where nothing better is known."""
 ROW_TOKENS = 250.0
@@ -55,7 +55,7 @@ def cost(
     items, new, lines = _asked(tasks, decoder, rows)
     read, machine = items * row_tokens, given.machine.used_by(1)
     texts = sum(_lines(task, rows) for task in tasks if not task.new_tokens())
-    spans = [Span("imports", IMPORTS_S, "torch, transformers and an engine, once in a process")]
+    spans = [imports("torch, transformers and an engine")]
     parts, assumed = tuple[Part, ...](), ""
     for ref in models:
         size = given.parents[ref].bytes or UNKNOWN_BYTES

@@ -10,14 +10,12 @@ import math
 from typing import TYPE_CHECKING
 
 from modelwright.core.passes import Passed, passed, products_s
-from modelwright.core.stage import Machine, Span
+from modelwright.core.stage import Machine, Span, imports
 from modelwright.core.units import count_text
 
 if TYPE_CHECKING:
     from modelwright.stages._train_cost import Load
 
-IMPORTS_S = 4.5
-"""torch, transformers and PEFT, from a disk's cache."""
 CHECKS_S = 0.7
 """A slice of rows through the tokenizer, and the loss of 768 tokens in two ways."""
 OPEN_S = 0.15
@@ -54,7 +52,7 @@ def spans(load: Load, machine: Machine, steps: float, tokens: float) -> tuple[Sp
     update_s += steps * (load.trainable + load.added) * (12 + load.state_bytes_per_param) / _update_bytes_per_s(machine)
     sampled_s = SAMPLE_TOKENS * (SAMPLE_S + shape.layers * SAMPLE_LAYER_S) if load.head == "causal" else 0.0
     found = [
-        Span("imports", IMPORTS_S, "torch, transformers and PEFT, once in a process"),
+        imports("torch, transformers and PEFT"),
         Span("checks", CHECKS_S, "a slice of the rows, and their loss in two ways"),
         Span("open", OPEN_S + weights_s, "the model, held against transformers' results"),
         Span("rows", _rows_s(load, machine), f"{count_text(load.rows)} rows become tokens", "chats" if load.chats else ""),

@@ -18,11 +18,25 @@ from modelwright.core.measure import Laps
 from modelwright.core.passes import passed, written_s
 from modelwright.core.record import Message, Record
 from modelwright.core.spec import Spec, kind_of
-from modelwright.core.stage import Estimate, Facts, Given, Ref, Refs, Run, Shape, Span, Stage, Stats, check_goes_on, estimate
+from modelwright.core.stage import (
+    Estimate,
+    Facts,
+    Given,
+    Ref,
+    Refs,
+    Run,
+    Shape,
+    Span,
+    Stage,
+    Stats,
+    check_goes_on,
+    estimate,
+    imports,
+)
 from modelwright.core.units import bytes_text, count_text
 from modelwright.methods.exporters import EXPORTERS, Evidence, Exporter
 from modelwright.methods.sources import open_records
-from modelwright.stages._evaluate_cost import LLAMA
+from modelwright.stages._evaluate_cost import AT_ONCE, LLAMA, ROW_TOKENS
 from modelwright.stages._train_cost import chars_per_token, guess
 
 _COPIED = (
@@ -33,16 +47,12 @@ _COPIED = (
     "special_tokens_map.json",
     "chat_template.jinja",
 )
-_IMPORTS_S, _IMPORTS_BYTES = 4.5, 0.6e9
-"""PyTorch, transformers and llama.cpp, loaded; seconds on one core of a 2020s server."""
+_IMPORTS_BYTES = 0.6e9
+"""PyTorch, transformers and llama.cpp in memory."""
 _OPEN_S = 0.5
 """Two engines opened on the model, and the tokenizers' probes; measured."""
-_AT_ONCE = 512
-"""Tokens that an engine takes in one step (`methods/engines/native.py`)."""
 _MOST_TOKENS, _NO_DATA_TOKENS = 1024.0, 40.0
 """Most tokens of a row that the proof looks at (`methods/exporters/_proof.py`); tokens of a built-in text."""
-_ROW_TOKENS = 250.0
-"""Of a row of the proof, where nothing is known of the data."""
 _NO_DATA = (
     'def first(items):\n    """The first item, or None."""\n    for item in items:\n        return item\n    return None\n',
     "The quick brown fox jumps over the lazy dog. Python was created by Guido van Rossum and first released in 1991.",
@@ -103,13 +113,13 @@ class Export(Stage):
     def _spans(self, shape: Shape, weights_bytes: float, given: Given) -> tuple[Span, ...]:
         rows, row_tokens = self._proof(given, shape.vocab)
         machine = given.machine.host()
-        texts_s = sum(passed(shape, machine, rows * row_tokens, row_tokens, _AT_ONCE))
-        answers_s = sum(passed(shape, machine, rows * row_tokens, row_tokens, _AT_ONCE, target_frac=0.0))
+        texts_s = sum(passed(shape, machine, rows * row_tokens, row_tokens, AT_ONCE))
+        answers_s = sum(passed(shape, machine, rows * row_tokens, row_tokens, AT_ONCE, target_frac=0.0))
         answers_s += written_s(shape, machine, rows * self.format.longest_answer())
         kind = kind_of(self.format)
         twice = 1 + (LLAMA if kind == "gguf" else 1.0)
         return (
-            Span("imports", _IMPORTS_S, "torch, transformers and an engine, once in a process"),
+            imports("torch, transformers and an engine"),
             Span("write", self.format.write_seconds(weights_bytes, machine.cores), f"{bytes_text(weights_bytes)} of weights"),
             Span("prove", _OPEN_S, "two programs opened"),
             Span("prove texts", twice * texts_s, f"{count_text(rows * row_tokens)} tokens, twice", kind),
@@ -122,7 +132,7 @@ class Export(Stage):
             return float(len(_NO_DATA)), _NO_DATA_TOKENS
         facts = [given.parents[mix.ref] for mix in self.data]
         chars, rows = (sum(getattr(f, name) or 0.0 for f in facts) for name in ("chars", "rows"))
-        tokens = chars / rows / chars_per_token(vocab) if chars and rows else _ROW_TOKENS
+        tokens = chars / rows / chars_per_token(vocab) if chars and rows else ROW_TOKENS
         return min(float(self.proof_rows), rows or math.inf), min(
             tokens, given.parents[self.model].context or _MOST_TOKENS, _MOST_TOKENS
         )

@@ -21,7 +21,7 @@ from modelwright.core.errors import UserError
 from modelwright.core.events import Log
 from modelwright.core.record import Record
 from modelwright.core.spec import Spec
-from modelwright.core.stage import Accepts, Check, Estimate, Facts, Given, Ref, Refs, Run, Span, Stage, Stats, estimate
+from modelwright.core.stage import Accepts, Check, Estimate, Facts, Given, Ref, Refs, Run, Span, Stage, Stats, estimate, imports
 from modelwright.core.units import bytes_text
 from modelwright.methods.architectures import shape_of
 from modelwright.methods.sources import open_records
@@ -48,8 +48,8 @@ _NO_DATA = (
     "The quick brown fox jumps over the lazy dog.\nPython was created by Guido van Rossum and first released in 1991.\n",
     'def first(items):\n    """The first item, or None."""\n    return next(iter(items), None)\n',
 )
-_IMPORTS_S, _IMPORTS_BYTES, _COPY_BYTES_PER_S, _CHARS_PER_S = 5.0, 0.6e9, 200e6, 2e6
-"""PyTorch and transformers, loaded; weights read and written; text encoded. On one core of a 2020s server."""
+_IMPORTS_BYTES, _COPY_BYTES_PER_S, _CHARS_PER_S = 0.6e9, 200e6, 2e6
+"""PyTorch and transformers in memory; weights read and written; text encoded. On one core of a 2020s server."""
 
 
 class Extend(Stage):
@@ -114,7 +114,7 @@ class Extend(Stage):
         chars = MEASURED_CHARS if self.data else 0
         alike = 0.4e9 if self.init == "similar" else 0.0
         spans = (
-            Span("imports", _IMPORTS_S, "torch and transformers, once in a process"),
+            imports("torch and transformers"),
             Span("copy", 3 * weights / _COPY_BYTES_PER_S, "weights read twice and written"),
             Span("encode", (ALIKE_CHARS if alike else 2 * chars) / _CHARS_PER_S, "text encoded with both vocabularies"),
         )
