@@ -321,6 +321,7 @@ LAYOUTS: list[dict[str, Any]] = [
             {"role": "assistant", "text": "Yes.", "rank": 0, "replies": []},
         ]},
     },
+    {"anchor": "Tea", "positive": "A drink.", "title": "Rain", "body": "Water that falls."},
     {"schema": "modelwright.feedback/1", "request": {"messages": CHAT[:1]}, "answer": "Late.", "rating": "up", "better": "10"},
 ]  # fmt: skip
 

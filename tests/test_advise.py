@@ -459,10 +459,15 @@ def test_each_sort_of_document_gets_the_source_that_reads_it(folder):
     load_text(answer.recipe, folder)
 
 
-def test_pairs_that_belong_together_are_found_in_data(folder):
+@pytest.mark.parametrize("keys", [("text", "positive"), ("anchor", "positive"), ("query", "pos")])
+def test_pairs_that_belong_together_are_found_in_data(keys, folder, tmp_path):
     from modelwright.plan._advise_seen import seen
     from modelwright.plan.probe import probe
 
+    rows = [json.loads(line) for line in (folder / "near.jsonl").read_text().splitlines()]
+    named = [dict(zip(keys, (row["text"], row["positive"]), strict=True)) for row in rows]
+    (tmp_path / "near.jsonl").write_text("\n".join(map(json.dumps, named)))
+    folder = tmp_path
     found = seen([(folder / "near.jsonl", probe([folder / "near.jsonl"]))], folder)
     assert found.fields["near"] == 120 and found.files.near == ("./near.jsonl",)
     found.fields["near"] = 5000

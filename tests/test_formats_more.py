@@ -90,6 +90,17 @@ ROWS: list[tuple[str, dict[str, Any], list[dict[str, Any]]]] = [
         [{"messages": [USER], "chosen": [GOOD], "rejected": [BAD]}],
     ),
     ("completion", {"completion": "a text", "n": 1}, [{"text": "a text", "meta": {"n": 1}}]),
+    ("near_pairs", {"anchor": "q", "positive": "a"}, [{"text": "q", "meta": {"positive": "a"}}]),
+    (
+        "near_pairs",
+        {"query": "q", "positive": "a", "negative_1": "b", "negative_2": "c", "n": 1},
+        [{"text": "q", "meta": {"positive": "a", "negatives": ["b", "c"], "n": 1}}],
+    ),
+    (
+        "near_pairs",
+        {"query": "q", "pos": ["a", "a2"], "neg": ["b"]},
+        [{"text": "q", "meta": {"positive": text, "negatives": ["b"]}} for text in ("a", "a2")],
+    ),
     (
         "dolly",
         {"instruction": "q", "context": "c", "response": "a", "category": "open_qa"},
@@ -180,6 +191,7 @@ CHATS = {
     "scored": Record("r", messages=[USER], chosen=[GOOD], rejected=[BAD], meta=SCORES),
     "document": Record("r", text=" a  text\n", meta=META),
     "words": Record("r", text="a text", meta={"tokens": ["a", "text"], "tags": [0, 1]}),
+    "near": Record("r", text="a text", meta={"positive": "its partner", "negatives": ["another"], "n": 1}),
 }  # fmt: skip
 HOLDS = {
     "messages": {"odd call", "one", "system", "long", "calls", "judged", "steps", "unanswered", "weighed"},
@@ -192,8 +204,9 @@ HOLDS = {
     "preference": {"pair", "long pair", "system pair", "scored"},
     "hh": {"pair", "long pair", "scored"},
     "shp": {"scored"},
-    "text": {"document", "words"},
-    "completion": {"document", "words"},
+    "text": {"document", "words", "near"},
+    "completion": {"document", "words", "near"},
+    "near_pairs": {"near"},
     "words": {"words"},
     "ranked": set(),
     "summarize_from_feedback": set(),
@@ -257,6 +270,10 @@ def test_why_a_record_cannot_be_held() -> None:
         ("summarize_from_feedback", {"info": POST, "summaries": [], "choice": 0}, "not a list of two"),
         ("summarize_from_feedback", {"info": {"post": "p"}, "summaries": [{}] * 2, "choice": 0}, "'subreddit' is missing"),
         ("summarize_from_feedback", {"info": POST, "summaries": [{"text": "a"}] * 2, "choice": 2}, "'choice' is 2"),
+        ("near_pairs", {"anchor": "q"}, "'positive' is NoneType"),
+        ("near_pairs", {"anchor": "", "positive": "a"}, "'anchor' is empty"),
+        ("near_pairs", {"anchor": "q", "positive": ["a", 3]}, "'positive' is int"),
+        ("near_pairs", {"anchor": "q", "positive": "a", "negative": 3}, "'negative' is int"),
         ("shp", {**SHP, "labels": 5}, "'labels' is 5"),
         ("shp", {**SHP, "score_A": None}, "'score_A' is no number"),
         ("sharegpt", {"conversations": [{"from": "function_call", "value": "add 1"}]}, "turn 1 .function_call. is not the JSON"),
