@@ -27,7 +27,7 @@ def parser() -> argparse.ArgumentParser:
     parse.add_argument("--top-p", type=float, default=1.0, help="(%(default)s)")
     parse.add_argument("--max-tokens", type=int, default=0, help="longest answer; 0: what fits (%(default)s)")
     parse.add_argument("--seed", type=int, default=0, help="of the sampling (%(default)s)")
-    parse.add_argument("--adapter", metavar="FOLDER", help="answer with this adapter, in PEFT's layout")
+    parse.add_argument("--adapter", metavar="PATH", help="answer with this adapter: PEFT's folder, or GGUF under llama.cpp")
     parse.add_argument("--no-history", action="store_true", help="keep no file of the lines that are typed")
     return parse
 

@@ -59,8 +59,8 @@ def _models(parse: argparse._ArgumentGroup) -> None:
         dest="adapters",
         action="append",
         default=[],
-        metavar="[MODEL:]NAME=FOLDER",
-        help="an adapter, asked for by its name; of the first model unless told; may be repeated",
+        metavar="[MODEL:]NAME=PATH",
+        help="an adapter (PEFT's folder, or GGUF), asked for by its name; of the first model unless told; may be repeated",
     )
     parse.add_argument("--admin", action="store_true", help="let adapters be loaded and unloaded over HTTP")
     parse.add_argument(
@@ -259,8 +259,9 @@ def _open_models(given: argparse.Namespace, stack: ExitStack) -> tuple[Models, _
     for text in given.adapters:
         name, folder = _pair("--adapter", text)
         base, _, name = name.rpartition(":")
-        if not Path(folder).is_dir():
-            raise UserError(f"there is no adapter at {folder!r}", fix="give its folder, with adapter_config.json in it")
+        if not Path(folder).exists():
+            fix = "give its folder, with adapter_config.json in it, or a GGUF file where llama.cpp answers"
+            raise UserError(f"there is no adapter at {folder!r}", fix=fix)
         models.add(name, base or found[0][0], Path(folder))
     first = opens[0]()  # a fault of it is told before anything is served
     stack.callback(first.close)

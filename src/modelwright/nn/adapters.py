@@ -9,8 +9,6 @@ Shapes: T tokens, I and O a layer's inputs and outputs, N ranks of the adapters 
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,24 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from modelwright.core.errors import UserError
-
-_PLAIN: dict[str, tuple[Any, ...]] = {
-    "peft_type": ("LORA",),
-    "bias": ("none",),
-    "use_dora": (False, None),
-    "use_qalora": (False, None),
-    "lora_bias": (False, None),
-    "fan_in_fan_out": (False, None),
-    "modules_to_save": (None, []),
-    "layer_replication": (None, []),
-    "trainable_token_indices": (None, []),
-    "target_parameters": (None, []),
-    "alora_invocation_tokens": (None, []),
-    "megatron_config": (None,),
-    "init_lora_weights": (True, False, "gaussian", "orthogonal", "eva"),
-}
-"""What an adapter's settings may say. Others change more than x A' B', or mean it against changed base weights."""
+from modelwright.core import lora
 
 
 class Adapter(NamedTuple):
@@ -55,51 +36,19 @@ class Adapter(NamedTuple):
 
 def read(name: str, folder: Path, model: Any) -> Adapter:
     """An adapter in PEFT's layout; UserError for what is no LoRA of this model's linear layers."""
-    from safetensors.torch import load_file
-
-    def refuse(why: str, fix: str = "merge it into the model and open that") -> UserError:
-        return UserError(f"the adapter in {folder.name} cannot be attached", why, fix)
-
-    try:
-        settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-        weights = load_file(folder / "adapter_model.safetensors")
-    except Exception as error:  # torn files fail in as many ways as there are parsers
-        why = f"{type(error).__name__}: {str(error)[:200]}"
-        raise refuse(why, "name a folder with adapter_config.json and adapter_model.safetensors") from error
-    for key, allowed in _PLAIN.items():
-        if isinstance(settings, dict) and settings.get(key, allowed[0]) not in allowed:
-            raise refuse(f"its settings say {key}: {settings[key]}, and only plain LoRA is computed here")
-    if not isinstance(settings, dict) or not isinstance(settings.get("r"), int):
-        raise refuse("its adapter_config.json is not that of a LoRA")
-    found: dict[str, dict[str, Tensor]] = {}
-    for key, weight in weights.items():
-        path, _, part = key.removeprefix("base_model.model.").rpartition(".lora_")
-        if part not in ("A.weight", "B.weight"):
-            raise refuse(f"its weight {key} is not that of a linear layer's LoRA")
-        found.setdefault(path, {})[part[0]] = weight
     linear = {path: module for path, module in model.named_modules() if type(module) is nn.Linear}
     layers = {}
-    for path, parts in found.items():
+    for path, pair in lora.read(folder).items():
         module = linear.get(path)
         if module is None or module is model.get_output_embeddings():
-            raise refuse(
-                f"{path or 'its first layer'} is no linear layer inside this model", "attach it to the model it was trained on"
-            )
-        if set(parts) != {"A", "B"} or (parts["B"].shape[0], parts["A"].shape[1]) != tuple(module.weight.shape):
-            raise refuse(f"its sizes at {path} are not those of the model", "attach it to the model it was trained on")
-        rank = parts["A"].shape[0]
-        alpha = _pattern(settings.get("alpha_pattern"), path, settings.get("lora_alpha", rank))
-        scale = alpha / (rank**0.5 if settings.get("use_rslora") else rank)
-        first, second = (parts[part].to(module.weight.device, torch.float32) for part in "AB")
-        layers[path] = first, second * scale
-    if not layers:
-        raise refuse("it holds no weights", "name another folder")
+            why = f"{path or 'its first layer'} is no linear layer inside this model"
+            raise lora.refused(folder, why, "attach it to the model it was trained on")
+        if (len(pair.second_OR), pair.first_RI.shape[1]) != tuple(module.weight.shape):
+            why = f"its sizes at {path} are not those of the model"
+            raise lora.refused(folder, why, "attach it to the model it was trained on")
+        first, second = (torch.from_numpy(part).to(module.weight.device) for part in pair)
+        layers[path] = first, second
     return Adapter(name, layers)
-
-
-def _pattern(pattern: dict[str, float] | None, path: str, otherwise: float) -> float:
-    """PEFT's `alpha_pattern`: its keys are regular expressions for the end of a path."""
-    return next((value for key, value in (pattern or {}).items() if re.match(rf"(.*\.)?({key})$", path)), otherwise)
 
 
 class _Stack(NamedTuple):

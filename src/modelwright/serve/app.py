@@ -206,7 +206,7 @@ def _models(app: FastAPI, models: Models, settings: Settings, feedback: Feedback
 class LoadAdapter(Wire):
     lora_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,100}$")]
     lora_path: str = Field(min_length=1, max_length=4096)
-    """A folder where the server runs."""
+    """A folder, or a GGUF file, where the server runs."""
     base_model_name: str | None = None
     """null: the server's only model."""
     load_inplace: bool | None = None

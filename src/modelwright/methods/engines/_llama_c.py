@@ -13,7 +13,7 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import threading
-from ctypes import POINTER, c_bool, c_char_p, c_float, c_int, c_int32, c_uint32, c_void_p
+from ctypes import POINTER, c_bool, c_char_p, c_float, c_int, c_int32, c_uint32, c_uint64, c_void_p
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -77,6 +77,10 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "llama_memory_seq_pos_min": (c_int32, [c_void_p, c_int32]),
     "llama_memory_seq_pos_max": (c_int32, [c_void_p, c_int32]),
     "llama_decode": (c_int32, [c_void_p, Batch]),
+    "llama_adapter_lora_init": (c_void_p, [c_void_p, c_char_p]),
+    "llama_adapter_lora_free": (None, [c_void_p]),
+    "llama_adapter_get_alora_n_invocation_tokens": (c_uint64, [c_void_p]),
+    "llama_set_adapters_lora": (c_int32, [c_void_p, POINTER(c_void_p), ctypes.c_size_t, POINTER(c_float)]),
     "llama_model_n_embd": (c_int32, [c_void_p]),
     "llama_set_embeddings": (None, [c_void_p, c_bool]),
     "llama_get_embeddings_ith": (POINTER(c_float), [c_void_p, c_int32]),
@@ -166,6 +170,30 @@ def open_context(model: int, context: int, rows: int, batch: int, threads: int) 
         raise _other_version("the context did not take the sizes it was given")
     lib.llama_set_n_threads(handle, threads, threads)
     return handle
+
+
+def open_adapter(model: int, path: Path) -> int:
+    """A handle to the LoRA in a GGUF file; it is freed with the model where nobody frees it before."""
+    lib = library()
+    last_error()
+    handle: int | None = lib.llama_adapter_lora_init(model, str(path).encode())
+    if handle and lib.llama_adapter_get_alora_n_invocation_tokens(handle):
+        lib.llama_adapter_lora_free(handle)
+        raise UserError(f"{path.name} is an activated LoRA", "it begins in the middle of a prompt", "take a plain LoRA")
+    if not handle:
+        raise UserError(
+            f"llama.cpp cannot attach {path.name}",
+            last_error() or "it did not say why",
+            "attach it to the model it was trained on; an adapter in PEFT's layout is named by its folder",
+        )
+    return handle
+
+
+def set_adapter(context: int, adapter: int | None) -> None:
+    """From the next batch on; None: the model alone."""
+    handles, scales = (c_void_p * 1)(adapter), (c_float * 1)(1.0)
+    if code := library().llama_set_adapters_lora(context, handles, 0 if adapter is None else 1, scales):
+        raise _other_version(f"llama_set_adapters_lora gave {code}")
 
 
 def meta(model: int, key: str) -> str | None:

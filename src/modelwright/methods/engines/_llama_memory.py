@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from modelwright.methods.engines._llama_adapters import Lora
+
 WORTH_TOKENS = 32
 """A prefix shorter than this is computed, not copied: llama.cpp copies the whole memory of a sequence."""
 
@@ -31,12 +33,14 @@ class Sequences:
         self._lib, self._memory = lib, memory
         self.held: list[list[int]] = [[] for _ in range(count)]
         """Tokens in memory, of those in use and of those that are free."""
+        self.wore: list[Lora | None] = [None] * count
+        """The adapter that they were computed with; without it they are worth nothing."""
         self.free = list(range(count))
         """The one that is free for the longest time first."""
 
-    def take(self, tokens: list[int]) -> tuple[int, int]:
+    def take(self, tokens: list[int], adapter: Lora | None = None) -> tuple[int, int]:
         """A free sequence, and how many of these tokens it holds; never the last, whose logits are wanted."""
-        shared = [common(held, tokens[:-1]) for held in self.held]
+        shared = [common(held, tokens[:-1]) if worn is adapter else 0 for held, worn in zip(self.held, self.wore, strict=True)]
         # a long conversation is not thrown away for the sake of a short prefix that can be copied from it
         fitting = [one for one in self.free if shared[one] and 2 * shared[one] >= len(self.held[one])]
         own = max(fitting, key=shared.__getitem__, default=self.free[0])
@@ -51,7 +55,7 @@ class Sequences:
             self._remove(own, -1)
             kept = 0
         self.free.remove(own)
-        self.held[own] = list(tokens[:kept])
+        self.held[own], self.wore[own] = list(tokens[:kept]), adapter
         return own, kept
 
     def _remove(self, sequence: int, start: int) -> bool:

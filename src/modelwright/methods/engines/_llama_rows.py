@@ -15,6 +15,7 @@ from modelwright.core.errors import UserError
 from modelwright.methods.engines import Request, Rule, Sampling, Top
 from modelwright.methods.engines import _llama_c as c
 from modelwright.methods.engines._draw import Dial, choose, logps
+from modelwright.methods.engines._llama_adapters import Lora, Loras
 from modelwright.methods.engines._llama_memory import WORTH_TOKENS, Sequences, common
 
 _LOGIT_BYTES = 64 << 20
@@ -38,6 +39,7 @@ class _Row:
     sampling: Sampling
     rule: Rule | None
     random: random.Random
+    adapter: Lora | None = None
     sequence: int = -1
     at: int = 0
     """Tokens that the memory holds."""
@@ -72,6 +74,7 @@ class Rows:
                 "the GGUF file holds an encoder", "it does not continue texts", "take a causal language model, such as a Llama"
             )
         self._sequences, self._scoring = Sequences(self._lib, self._memory, rows), rows
+        self.adapters = Loras(model, self._context)
         self._rows: list[_Row] = []
         self._waiting: deque[_Row] = deque()
         self._stop = frozenset(token for token in range(self.vocab_size) if self._lib.llama_vocab_is_eog(self.vocab, token))
@@ -85,24 +88,34 @@ class Rows:
         return bool(self._rows or self._waiting)
 
     def add(self, key: int, request: Request, max_tokens: int, rule: Rule | None) -> None:
-        sampling = request.sampling
-        self._waiting.append(_Row(key, list(request.tokens), max_tokens, sampling, rule, random.Random(sampling.seed)))
+        sampling, adapter = request.sampling, self.adapters.take(request.adapter)
+        self._waiting.append(_Row(key, list(request.tokens), max_tokens, sampling, rule, random.Random(sampling.seed), adapter))
 
     def cancel(self, key: int) -> None:
-        self._waiting = deque(row for row in self._waiting if row.key != key)
+        for row in [row for row in self._waiting if row.key == key]:
+            self._waiting.remove(row)
+            self.adapters.leave(row.adapter)
         for row in [row for row in self._rows if row.key == key]:
             self._leave(row)
 
     def _leave(self, row: _Row) -> None:
         self._rows.remove(row)
         self._sequences.free.append(row.sequence)
+        self.adapters.leave(row.adapter)
 
     def step(self) -> list[Step]:
-        """One token for every row whose prompt is in; the rest of the batch takes prompts, a long one over several steps."""
+        """One token for every row whose prompt is in; the rest of a batch takes prompts, a long one over several steps. Rows with
+        different adapters are a batch each."""
         self._enter()
+        by_adapter: dict[int, list[_Row]] = {}
+        for row in self._rows:
+            by_adapter.setdefault(id(row.adapter), []).append(row)
+        return [step for rows in by_adapter.values() for step in self._batch(rows)]
+
+    def _batch(self, rows: list[_Row]) -> list[Step]:
         used, ready = 0, list[tuple[_Row, int]]()
         # Rows under way before prompts; and by sequence, since llama.cpp cuts a batch where their numbers do not go up.
-        for row in sorted(self._rows, key=lambda row: (len(row.pending) > 1, row.sequence)):
+        for row in sorted(rows, key=lambda row: (len(row.pending) > 1, row.sequence)):
             row.fed = min(len(row.pending), self._batch_tokens - used)
             if row.fed:
                 whole = row.fed == len(row.pending)
@@ -111,10 +124,9 @@ class Rows:
                 used += row.fed
                 if whole:
                     ready.append((row, used - 1))
-        if not used:
-            return []
+        self.adapters.wear(rows[0].adapter)
         self._decode(used)
-        for row in self._rows:
+        for row in rows:
             row.at += row.fed
             self._sequences.held[row.sequence] += row.pending[: row.fed]
             del row.pending[: row.fed]
@@ -122,17 +134,19 @@ class Rows:
 
     def _enter(self) -> None:
         """Give waiting requests a sequence; one whose prompt begins like one that is being computed waits to copy that."""
-        held = self._sequences.held
+        held, wore = self._sequences.held, self._sequences.wore
         for row in list(self._waiting):
             if not self._sequences.free:
                 return
-            coming = {other.sequence: held[other.sequence] + other.pending for other in self._rows if len(other.pending) > 1}
-            known = max((common(one, row.pending) for number, one in enumerate(held) if number not in coming), default=0)
+            alike = [other for other in self._rows if other.adapter is row.adapter]
+            coming = {other.sequence: held[other.sequence] + other.pending for other in alike if len(other.pending) > 1}
+            there = [one for number, one in enumerate(held) if number not in coming and wore[number] is row.adapter]
+            known = max((common(one, row.pending) for one in there), default=0)
             soon = {number: common(prompt, row.pending) for number, prompt in coming.items()}
             if any(shared >= known + WORTH_TOKENS and shared > len(held[number]) for number, shared in soon.items()):
                 continue
             self._waiting.remove(row)
-            row.sequence, row.at = self._sequences.take(row.pending)
+            row.sequence, row.at = self._sequences.take(row.pending, row.adapter)
             del row.pending[: row.at]
             self._rows.append(row)
 
@@ -148,6 +162,7 @@ class Rows:
         return steps
 
     def score(self, tokens: Sequence[Sequence[int]]) -> list[list[float]]:
+        self.adapters.wear(None)
         return [self._score(list(sequence)) for sequence in tokens]
 
     def _score(self, tokens: list[int]) -> list[float]:
@@ -173,6 +188,7 @@ class Rows:
 
     def embed(self, tokens: Sequence[Sequence[int]]) -> list[list[float]]:
         """Of each sequence, the mean of its last hidden states, of length 1."""
+        self.adapters.wear(None)
         self._lib.llama_set_embeddings(self._context, True)
         try:
             return [self._embed(list(sequence)) for sequence in tokens]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -19,6 +20,7 @@ from modelwright.core.spec import Advice, Runtime
 from modelwright.core.stage import Part, Shape
 from modelwright.methods.engines import EngineSpec
 from modelwright.methods.engines._grammar import words_of_bytes
+from modelwright.methods.engines._llama_adapters import Loras, gguf_of
 from modelwright.methods.engines._opened import Opened
 from modelwright.methods.engines._text import BytePieces
 from modelwright.methods.engines._threads import threads
@@ -31,7 +33,6 @@ class LlamaCpp(EngineSpec):
     extra: ClassVar[str] = "llamacpp"
     lacks: ClassVar[Mapping[str, str]] = {
         "branch": "llama.cpp's memory is not forked here: take `engine: native`",
-        "adapters": "llama.cpp sets adapters for all rows at once: take `engine: native`, or merge the adapter into the model",
         "speculate": "llama.cpp's drafts are not used here: take `engine: native`",
     }
     advice: ClassVar[Advice] = Advice(
@@ -90,7 +91,7 @@ class _LlamaCpp(Opened):
 
         self._c = c
         self.why = f"llama.cpp opens {path.name}"
-        model = c.load_model(path)
+        self._model = model = c.load_model(path)
         self.context = min(spec.context, c.library().llama_model_n_ctx_train(model))
         self._vocab = c.library().llama_model_get_vocab(model)
         template = (c.library().llama_model_chat_template(model, None) or b"").decode("utf-8")
@@ -100,10 +101,47 @@ class _LlamaCpp(Opened):
         super().__init__(path, template, (bos, eos), [self._text(token) for token in self._control])
         if c.meta(model, f"{c.meta(model, 'general.architecture')}.pooling_type") is None:  # else it has a way of its own
             self.capabilities |= {"embed"}
+        self.capabilities |= {"adapters"}
         self._bytes: dict[int, bytes] = {}
-        self._worker = Worker(
-            lambda: Rows(model, self.context, spec.max_batch, spec.prefill_tokens, threads(spec.threads)), "llamacpp-engine"
+        self._loras: Loras
+
+        def make() -> Rows:
+            rows = Rows(model, self.context, spec.max_batch, spec.prefill_tokens, threads(spec.threads))
+            self._loras = rows.adapters
+            return rows
+
+        self._worker = Worker(make, "llamacpp-engine")
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """Names that requests may give."""
+        return tuple(self._loras.named)
+
+    def load_adapter(self, name: str, folder: Path | str) -> None:
+        """A LoRA in PEFT's layout or a GGUF file. It takes the place of one that has the name; answers under way keep theirs."""
+        if (file := gguf_of(Path(folder))) is not None:
+            self._worker.call(lambda: self._loras.load(name, file))
+            return
+        from modelwright.methods.exporters import _gguf_lora
+
+        with TemporaryDirectory() as place:
+            made = Path(place) / "adapter.gguf"
+            _gguf_lora.write(Path(folder), made, self._base())
+            self._worker.call(lambda: self._loras.load(name, made))  # it is in memory then
+
+    def unload_adapter(self, name: str) -> None:
+        """Forget an adapter; answers under way keep it to their end."""
+        self._worker.call(lambda: self._loras.drop(name))
+
+    def _base(self) -> Any:
+        """What a LoRA in PEFT's layout has to be turned for."""
+        from modelwright.methods.exporters._gguf_lora import Base
+
+        architecture = self._c.meta(self._model, "general.architecture") or ""
+        heads, key_heads = (
+            self._c.meta(self._model, f"{architecture}.attention.{key}") for key in ("head_count", "head_count_kv")
         )
+        return Base(architecture, int(heads or 0), int(key_heads or heads or 0))
 
     def _text(self, token: int) -> str:
         if token < 0:  # the model has none

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from modelwright.core.errors import UserError
 from modelwright.methods.exporters import _pre
 
-_ARCHITECTURES = {
+ARCHITECTURES = {
     "llama": "llama",
     "mistral": "llama",
     "mixtral": "llama",
@@ -58,16 +58,16 @@ def open_source(folder: Path) -> Source:
     """UserError where llama.cpp has no architecture that computes the same."""
     config = _json(folder / "config.json")
     kind = str(config.get("model_type"))
-    if kind not in _ARCHITECTURES:
+    if kind not in ARCHITECTURES:
         raise UserError(
             f"a model of type {kind!r} cannot be written to GGUF here",
-            _OTHERS.get(kind, f"supported: {', '.join(_ARCHITECTURES)}"),
+            _OTHERS.get(kind, f"supported: {', '.join(ARCHITECTURES)}"),
             "llama.cpp's own convert_hf_to_gguf.py knows more architectures",
         )
     for wrong, what in _differences(kind, config):
         if wrong:
             raise UserError(
-                f"llama.cpp's {_ARCHITECTURES[kind]} does not compute what this model does",
+                f"llama.cpp's {ARCHITECTURES[kind]} does not compute what this model does",
                 f"{what}, in config.json",
                 "use a model without it, or `format: safetensors`",
             )
@@ -85,7 +85,7 @@ def open_source(folder: Path) -> Source:
     return Source(
         folder,
         config,
-        _ARCHITECTURES[kind],
+        ARCHITECTURES[kind],
         config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"],
         float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0),
         {**rope, "rope_type": scaling},

@@ -69,7 +69,7 @@ def tensors(source: Source) -> list[Tensor]:
                         continue  # llama.cpp uses the embedding where there is no output tensor
                     if key.endswith("rotary_emb.inv_freq"):
                         continue  # computed from the header
-                    name, number = _name(source, key)
+                    name, number = _name(source.architecture, key)
                     found.setdefault(name, {})[number] = (file, key, tuple(opened.get_slice(key).get_shape()))
         except (SafetensorError, OSError) as error:
             raise UserError(
@@ -96,13 +96,23 @@ def tensors(source: Source) -> list[Tensor]:
     return sorted(made, key=_order)
 
 
-def _name(source: Source, key: str) -> tuple[str, int]:
+def matrix(architecture: str, path: str) -> str | None:
+    """GGUF's name of the weight of one linear layer; None for what is none, or is part of a stack of experts."""
+    key = f"{path}.weight"
+    if key in _TOP:
+        return _TOP[key]
+    parts = path.split(".")
+    inner = (_GEMMA if architecture == "gemma3" else _BLOCK).get(".".join(parts[3:]))
+    return f"blk.{parts[2]}.{inner}.weight" if parts[:2] == ["model", "layers"] and inner else None
+
+
+def _name(architecture: str, key: str) -> tuple[str, int]:
     """Where a tensor of the folder goes: a name, and its place among the experts of a layer."""
     if key in _TOP:
         return _TOP[key], 0
     parts = key.split(".")
     inner = ".".join(parts[3:-1])
-    names = _GEMMA if source.architecture == "gemma3" else _BLOCK
+    names = _GEMMA if architecture == "gemma3" else _BLOCK
     expert = _EXPERT.fullmatch(inner)
     if parts[:2] == ["model", "layers"] and expert and expert[2] in _EXPERT_PARTS:
         return f"blk.{parts[2]}.ffn_{_EXPERT_PARTS[expert[2]]}_exps.{parts[-1]}", int(expert[1])
@@ -124,13 +134,10 @@ def values(source: Source, wanted: list[Tensor]) -> Iterator[tuple[Tensor, Any]]
     """Each tensor as a float32 array, in llama.cpp's order of rows; one at a time is in memory."""
     import numpy as np
 
-    heads = {"attn_q": source.config["num_attention_heads"], "attn_k": key_heads(source.config)}
     for tensor in wanted:
         arrays = [_read(file, key) for file, key in tensor.parts]
         array = np.stack(arrays) if len(tensor.shape) == 3 else arrays[0]
-        part = tensor.name.split(".")[2] if tensor.name.startswith("blk.") else ""
-        if source.architecture == "llama" and part in heads:
-            array = _pairs(array, heads[part])
+        array = turned(source.architecture, tensor.name, array, source.config["num_attention_heads"], key_heads(source.config))
         if source.architecture == "gemma3" and tensor.name.endswith("norm.weight"):
             array = array + np.float32(1)
         yield tensor, np.ascontiguousarray(array)
@@ -150,8 +157,16 @@ def _read(file: Path, key: str) -> Any:
     return array
 
 
+def turned(architecture: str, name: str, array: Any, heads: int, key_heads: int) -> Any:
+    """The rows of a weight, or of what is added to it, in llama.cpp's order: each head's from halves (0..d/2, d/2..d) to
+    neighbouring pairs."""
+    count = {"attn_q": heads, "attn_k": key_heads}.get(name.split(".")[2] if name.startswith("blk.") else "")
+    if architecture != "llama" or count is None:
+        return array
+    return _pairs(array, count)
+
+
 def _pairs(array: Any, heads: int) -> Any:
-    """Rows of each head from halves (0..d/2, d/2..d) to neighbouring pairs."""
     return array.reshape(heads, 2, array.shape[0] // heads // 2, *array.shape[1:]).swapaxes(1, 2).reshape(array.shape)
 
 
