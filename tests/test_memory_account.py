@@ -241,7 +241,7 @@ def test_engines_say_what_they_hold() -> None:
     shape = Shape(layers=2, hidden=64, intermediate=96, heads=4, kv_heads=2, vocab=400)
     exact, half = (ENGINES.build({"kind": "native", "precision": kind}).memory(shape, 200, 4) for kind in ("fp32", "bf16"))  # type: ignore[attr-defined]
     assert exact[0].bytes == 4 * shape.params == 2 * half[0].bytes
-    assert exact[1].bytes == 2 * half[1].bytes >= cache_bytes(shape, 200, 4, 32)
+    assert exact[1].bytes == half[1].bytes >= cache_bytes(shape, 200, 4, 32), "keys and values are float32 on a processor"
     llama = ENGINES.build({"kind": "llamacpp", "context": 512, "max_batch": 2})
     found = llama.memory(shape, 20, 1, weights_bytes=12345.0)  # type: ignore[attr-defined]
     assert found[0].bytes == 12345 and found[1].bytes == cache_bytes(shape, 512, 2), "reserved whatever is asked"

@@ -40,6 +40,7 @@ def test_no_copy_of_the_weights(tmp_path: Path, precision: str, item_bytes: int)
         assert weights <= held_bytes() - before <= 1.15 * weights
         prompt = engine.encode("def first(items): return items[0]\n" * 6)
         engine.generate([Request([*prompt, token], Sampling(max_tokens=4)) for token in range(9, 17)])
+        assert {part.dtype for pair in decoder.runner.memory.layers.values() for part in pair} <= {torch.float32}
         assert held_bytes() - before <= 1.15 * (weights + worker.call(partial(memory_bytes, decoder)))
     del engine, worker, decoder
     assert held_bytes() - before < 0.1 * weights, "and all of it goes"

@@ -38,10 +38,12 @@ class Native(EngineSpec):
 
     kind: Literal["native"] = "native"
     precision: Literal["fp32", "bf16", "auto"] = Field("fp32", examples=["bf16"])
-    """Type of weights and products. fp32: exactly the trained model. bf16: half the memory; faster on a GPU and on processors
-    with bf16 instructions (avx512_bf16, AMX), 2 to 3 times slower on others; answers may differ in a few tokens of a
-    thousand. auto: bf16 where products in it are measured to be faster on this machine, else fp32. Default: exact before
-    small (transformers' own bf16 cache differs from its full forward pass)."""
+    """Type of the weights. fp32: exactly the trained model. bf16: half as many bytes to hold, and to read for each token; answers
+    may differ in a few tokens of a thousand. On a processor, models of the Llama, Mistral, Qwen and Gemma families keep only
+    their weights in it: sums, keys and values are float32, and long prompts are multiplied in bf16 only where the processor
+    has instructions for it (avx512_bf16, AMX). All others, and every model on a GPU, compute in bf16 throughout: faster on a GPU
+    and on such processors, 2 to 3 times slower on others. auto: bf16 where products in it are measured to be faster on this
+    machine, else fp32. Default: exact before small."""
     max_batch: Annotated[int, Runtime] = Field(32, ge=1, le=1024, examples=[4])
     """Answers decoded together. More: higher throughput, more memory, a slower step. Default: on 2 cores the throughput
     of small models stops growing between 32 and 64."""
@@ -59,13 +61,13 @@ class Native(EngineSpec):
     """Where the model runs; auto: the GPU where PyTorch sees one."""
 
     def memory(self, shape: Shape, tokens: float, sequences: float, weights_bytes: float | None = None) -> tuple[Part, ...]:
-        half = self.precision == "bf16"
+        cached = 16 if self.precision == "bf16" and self.device == "cuda" else 32  # on a processor keys and values are float32
         rows, room = min(sequences + sequences // 2, self.max_batch), 0.0
         while room < tokens:  # as `nn/memory.py` grows, rows and their length by half
             room = -(-max(room + 1, room + room // 2) // 128) * 128
-        coding = CODINGS["bf16" if half else "fp32"]
-        parts = serving_parts(shape, coding, room, rows, coding.bits, windows=False, at_once=self.prefill_tokens)
-        growing = cache_bytes(shape, room, rows, coding.bits, windows=False) / shape.layers
+        coding = CODINGS["bf16" if self.precision == "bf16" else "fp32"]
+        parts = serving_parts(shape, coding, room, rows, cached, windows=False, at_once=self.prefill_tokens)
+        growing = cache_bytes(shape, room, rows, cached, windows=False) / shape.layers
         return *parts, Part("growth", growing, "a layer's keys and values, copied when there is no more room")
 
     def accepts(self, model: Path) -> str | None:
