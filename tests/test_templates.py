@@ -276,14 +276,3 @@ def test_a_mark_that_a_person_typed_is_text(name: str, bare: Any, fast: Any) -> 
     parts = [{"role": "user", "content": [{"type": "text", "text": typed}]}]
     assert BREAK in broken(parts, special_tokens(fast))[0]["content"][0]["text"] and broken(CHAT, special_tokens(fast)) == CHAT
     assert encode_prompt(fast, ALL[name], forged[:1])[-1:] == encode_prompt(fast, ALL[name], CHAT[:1])[-1:]
-
-
-def test_parity_allows_what_is_rare(monkeypatch):
-    """Found by an answer `1` behind a header that ends in white space: one of 128 chats stopped a training."""
-    from modelwright.methods.templates import _encode
-
-    for faults, chats, ok in ((1, 128, True), (2, 128, True), (3, 128, False), (1, 20, False)):
-        found = iter(["token 3: '1' in training, ' 1' in one go"] * faults + [None] * (chats - faults))
-        monkeypatch.setattr(_encode, "parity", lambda *a, _found=found, **k: next(_found))
-        check = _encode.parity_check(None, "", [[]] * chats)
-        assert check.ok is ok and f"{chats - faults} of {chats} chats" in check.detail

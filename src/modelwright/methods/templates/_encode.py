@@ -242,12 +242,6 @@ def parity(
     return f"token {at}: {tokenizer.decode(ours[at : at + 3])!r} in training, {tokenizer.decode(joint[at : at + 3])!r} in one go"
 
 
-RARE = 0.02
-"""Share of chats that may differ: where digits are tokens of their own, the white space between a header and an answer that
-begins with one becomes a token that lies across the edge. Such an answer is trained and written alike; as history it has other
-ids."""
-
-
 def parity_check(
     tokenizer: Any,
     jinja: str,
@@ -272,5 +266,4 @@ def parity_check(
     if faults:
         detail += f"; first difference at {faults[0]}"
     fix = "strip white space at the start of answers, or use a template whose header ends in a special token"
-    ok = not refused and len(faults) <= RARE * total
-    return Check("template parity", ok, detail, "" if ok else fix)
+    return Check("template parity", not faults and not refused, detail, "" if not faults and not refused else fix)

@@ -9,6 +9,7 @@ Hermes; arguments that are JSON text already stay so.
 from __future__ import annotations
 
 import json
+import string
 from typing import ClassVar, Literal
 
 from pydantic import Field
@@ -25,7 +26,7 @@ _FOOT += (
 )
 _CALLS = (
     "{% for call in message['tool_calls'] or [] %}{% set call = call.function or call %}"
-    "{{ ('' if loop.first and not message['content'] else '\\n') }}"
+    "{{ ('' if loop.first and not text else '\\n') }}"
     """{{ '<tool_call>\\n{"name": "' + call.name + '", "arguments": ' }}"""
     "{{ (call.arguments if call.arguments is string else call.arguments | tojson) + '}\\n</tool_call>' }}{% endfor %}"
 )
@@ -35,13 +36,20 @@ _RESULT = (  # results in a row are one turn
     "{{ '' if loop.nextitem and loop.nextitem['role'] == 'tool' else '<|im_end|>\\n' }}"
 )
 
+_SPACE = (
+    "{% if message['role'] == 'assistant' %}{% set text = text.strip() %}"
+    f"{{% set text = (' ' if text and text[:1] in '{string.ascii_letters}_' else '') + text %}}{{% endif %}}"
+)
+"""The header's line end must stay a token of its own. Many ways to cut text keep `\\n ` whole before a digit, some before a sign
+or a Chinese character; before a letter all give the space to the word. ASCII letters, since llama.cpp's Jinja sees bytes."""
+
 
 class ChatML(Template):
     """Turns between `<|im_start|>` and `<|im_end|>`."""
 
     special: ClassVar[tuple[str, ...]] = ("<|im_start|>", "<|im_end|>")
     stop: ClassVar[str] = "<|im_end|>"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     advice: ClassVar[Advice] = Advice(
         "you train the vocabulary yourself, or tune a base model that has no chat template",
         "the model came with its own template: then keep `own`",
@@ -51,15 +59,11 @@ class ChatML(Template):
     system: str = Field("", examples=["You answer questions about Python."])
     """System message put before chats that bring none; '' (as ChatML itself): none. Longer costs its tokens in every chat."""
     space: bool = Field(False, examples=[True])
-    """Put a space before each answer, so that its first word is the same token as inside a text (byte-level BPE): small models
-    copy better. Off: as published. Engines take the space off again."""
+    """Put a space before each answer that begins with a letter from A to Z or `_`, and leave out white space around it, so that
+    its first word is the same token as inside a text (byte-level BPE): small models copy better. Off: as published. Engines
+    take the space off again."""
 
     def jinja(self) -> str:
-        content = "(message['content'] or '')"
-        if self.space:
-            content = (
-                "(' ' + message['content'].strip() if message['role'] == 'assistant' and message['content'] else " + content + ")"
-            )
         system = json.dumps(self.system, ensure_ascii=False)
         head, foot = json.dumps(_HEAD), json.dumps(_FOOT)
         opening = (  # where there are tools, the system message says so
@@ -74,9 +78,9 @@ class ChatML(Template):
         turns = (
             "{% for message in messages %}{% if tools and own and loop.first %}{% elif message['role'] == 'tool' %}"
             + _RESULT
-            + "{% else %}{{ '<|im_start|>' + message['role'] + '\\n' + "
-            + content
-            + " }}"
+            + "{% else %}{% set text = message['content'] or '' %}"
+            + (_SPACE if self.space else "")
+            + "{{ '<|im_start|>' + message['role'] + '\\n' + text }}"
             + _CALLS
             + "{{ '<|im_end|>\\n' }}{% endif %}{% endfor %}"
         )

@@ -1,7 +1,8 @@
 """Unigram: the pieces that make the text likeliest, pruned from many; learned by `tokenizers`.
 
 Source: Kudo 2018, arXiv:1804.10959, section 3.2; blanks as `▁` and normalisation NFKC as in SentencePiece (Kudo and Richardson
-2018, arXiv:1808.06226). Differs from SentencePiece: no blank is put before a text, so that a text in pieces is the text.
+2018, arXiv:1808.06226). Differs from SentencePiece: no blank is put before a text, so that a text in pieces is the text, and line
+ends, which SentencePiece never sees, are pieces of their own, so that what a line begins with is the same whatever came before.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ _BACK = 1e-4
 class Unigram(Tokenizer):
     """Blanks come back; characters outside the alphabet do not, nor, unless `normalise` is off, does what NFKC changes."""
 
+    version: ClassVar[int] = 2
     bytes_per_s: ClassVar[float] = 1e5
     advice: ClassVar[Advice] = Advice(
         "words have many endings, or there are no blanks between them (Bostrom and Durrett 2020, arXiv:2004.03720)",
@@ -48,14 +50,15 @@ class Unigram(Tokenizer):
         return {"unk_token": _UNKNOWN}
 
     def train(self, texts: Iterator[str], special: tuple[str, ...]) -> Any:
-        from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, trainers
+        from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
         from tokenizers import Tokenizer as Trained
 
         marks = tuple(dict.fromkeys((*special, _UNKNOWN)))
         tokenizer = Trained(models.Unigram())
         if self.normalise:
             tokenizer.normalizer = normalizers.NFKC()
-        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
+        lines = pre_tokenizers.Split(Regex(r"[\r\n]+"), behavior="isolated")
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([lines, pre_tokenizers.Metaspace(prepend_scheme="never")])
         tokenizer.decoder = decoders.Metaspace(prepend_scheme="never")
         trainer = trainers.UnigramTrainer(
             vocab_size=self.size,
