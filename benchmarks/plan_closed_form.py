@@ -113,7 +113,7 @@ def combinations(drawn: int, seed: int) -> Iterator[dict[str, Any]]:
 
 def described(one: dict[str, Any]) -> tuple[Any, Any, Any]:
     """(stage, what is given, the model's configuration) of a combination."""
-    from modelwright.core.stage import Facts, Given, Machine
+    from modelwright.core.estimate import Facts, Given, Machine
     from modelwright.methods.architectures import ARCHITECTURES as KINDS
     from modelwright.stages.train import Train
 

@@ -24,8 +24,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple, Protocol
 
+from modelwright.core.estimate import Facts, Given, Machine, Shape
 from modelwright.core.measure import cores
-from modelwright.core.stage import STAGES, Facts, Given, Machine, Shape
+from modelwright.core.stage import STAGES
 from modelwright.core.units import bytes_text
 from modelwright.plan.fit import tried
 from modelwright.plan.models import Base, bases

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from modelwright.core.estimate import Shape
 from modelwright.core.record import Record
-from modelwright.core.stage import Shape
 from modelwright.methods.objectives import Batch
 from modelwright.nn.logps import Sums
 from tests.law_kit import Seen, Subject

@@ -9,11 +9,14 @@ from typing import Any
 
 import yaml
 
+from modelwright.core.estimate import Machine
 from modelwright.core.events import read_events
-from modelwright.core.execute import execute, predict, prepare
+from modelwright.core.execute import execute
+from modelwright.core.predict import predict
 from modelwright.core.recipe import Loaded, loads
 from modelwright.core.record import Record, write_records
-from modelwright.core.stage import Machine, parse_ref
+from modelwright.core.stage import parse_ref
+from modelwright.core.steps import prepare
 from modelwright.core.store import MANIFEST, Artifact, Store, relative_files, sha256_file
 from tests import crawl_kit, engine_kit, law_kit_remote, tracker_kit, train_kit
 from tests.law_kit import Seen, Subject, Tree

@@ -251,7 +251,7 @@ def test_every_leaf_that_can_be_written_is():
 @pytest.mark.parametrize(("leaf", "place"), product(WRITABLE, (("t4", "laptop"), ("a100-80", "gpu"))))
 def test_recipes_load_plan_and_pass_the_lint(folder, leaf, place):
     import modelwright as mw
-    from modelwright.core import execute as work
+    from modelwright.core.predict import predict
     from modelwright.plan.lint import lint
 
     device, target = place
@@ -265,7 +265,7 @@ def test_recipes_load_plan_and_pass_the_lint(folder, leaf, place):
     assert len(plan.rows) == len(loaded.recipe.stages)
     steps = project.steps()
     machine = named(device)
-    faults = lint(loaded, steps, work.predict(steps, machine, 0), machine)
+    faults = lint(loaded, steps, predict(steps, machine, 0), machine)
     assert not [fault for fault in faults if fault.severity == "warning"], faults
     assert "accept" not in {fault.rule for fault in faults}
     assert "# " in found.recipe and found.title in found.recipe

@@ -13,9 +13,9 @@ import pytest
 
 from modelwright.cli.main import main
 from modelwright.core.errors import UserError
+from modelwright.core.estimate import Estimate, Machine, Part, Quantity, Span
 from modelwright.core.execute import execute
 from modelwright.core.recipe import load
-from modelwright.core.stage import Estimate, Machine, Part, Quantity, Span
 from modelwright.core.store import Store
 from modelwright.plan._errors import Prior, Row, fitted, interval
 from modelwright.plan.calibrate import SECONDS, VERIFIED, accounts, calibrated

@@ -100,7 +100,8 @@ def test_new_writes_a_recipe_and_never_overwrites(tmp_path, capsys):
 
 def test_code_in_a_recipe_needs_permission(recipe, tmp_path, capsys):
     (tmp_path / "mine.py").write_text(
-        "from typing import Literal, ClassVar\nfrom modelwright.core.stage import Stage, Facts, estimate\n"
+        "from typing import Literal, ClassVar\nfrom modelwright.core.estimate import Facts, estimate\n"
+        "from modelwright.core.stage import Stage\n"
         "class Mine(Stage):\n    kind: Literal['./mine.py'] = './mine.py'\n    produces: ClassVar[str] = 'records'\n"
         "    def estimate(self, given): return estimate(1, '', 1, '', 1, '', {'': Facts(type='records')})\n"
         "    def run(self, run): return {'rows_in': 0, 'rows_out': 0}\n"

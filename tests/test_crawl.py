@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 
 from modelwright.core.errors import UserError
+from modelwright.core.estimate import Machine
 from modelwright.core.events import Log
 from modelwright.core.execute import execute
 from modelwright.core.recipe import loads
-from modelwright.core.stage import STAGES, Machine, Run
+from modelwright.core.stage import STAGES, Run
 from modelwright.core.store import Store
 from modelwright.stages import _crawl_net as net
 from modelwright.stages import _crawl_robots as robots

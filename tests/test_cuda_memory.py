@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from modelwright.core.stage import Estimate, Machine, Part, Quantity
+from modelwright.core.estimate import Estimate, Machine, Part, Quantity
 from modelwright.plan import cuda
 from modelwright.plan._cuda_allocator import Allocator, rounded, segment_of
 

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from modelwright.core.errors import UserError
+from modelwright.core.estimate import Facts, Given, Machine
 from modelwright.core.events import Log, read_events
 from modelwright.core.record import Record, read_records, write_records
-from modelwright.core.stage import STAGES, Facts, Given, Input, Machine, Run
+from modelwright.core.stage import STAGES, Input, Run
 from modelwright.stages._curate_split import assign, find_leaks
 from modelwright.stages.curate import Curate, Split
 

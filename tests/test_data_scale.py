@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from modelwright.core.estimate import Facts, Given, Machine
 from modelwright.core.record import Record
-from modelwright.core.stage import Facts, Given, Machine
 from modelwright.nn.order import Order, Source, order
 from modelwright.nn.rows import Row, Rows, micro_batches, pack, store
 from modelwright.stages._train_memory import ROW_BYTES, ROW_USE_BYTES

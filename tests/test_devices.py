@@ -9,7 +9,7 @@ import pytest
 
 from modelwright.core import rates
 from modelwright.core.errors import UserError
-from modelwright.core.stage import GAIN, Machine
+from modelwright.core.estimate import GAIN, Machine
 from modelwright.plan import devices
 from modelwright.plan import machine as here
 

@@ -10,9 +10,10 @@ from typing import ClassVar, Literal
 import pytest
 
 from modelwright.core.errors import UserError
+from modelwright.core.estimate import Facts, Given, Machine, Shape
 from modelwright.core.events import Log, read_events
 from modelwright.core.record import Record, write_records
-from modelwright.core.stage import Facts, Given, Input, Machine, Run, Shape
+from modelwright.core.stage import Input, Run
 from modelwright.methods.engines import Completion, EngineSpec
 from modelwright.methods.tasks import Generate, Likelihood
 from modelwright.stages import _evaluate_ask as asking

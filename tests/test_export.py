@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from modelwright.core.errors import UserError
+from modelwright.core.estimate import Facts, Given, Machine, Shape
 from modelwright.core.events import Log
 from modelwright.core.record import Record, write_records
-from modelwright.core.stage import STAGES, Facts, Given, Input, Machine, Run, Shape
+from modelwright.core.stage import STAGES, Input, Run
 from modelwright.methods.exporters import EXPORTERS, Evidence, _modelfile, _pre, _proof
 from tests import engine_kit as kit
 

@@ -9,7 +9,8 @@ from typing import Any, get_args
 import pytest
 
 from modelwright.core.errors import UserError
-from modelwright.core.stage import STAGES, Facts, Given, Machine, Shape
+from modelwright.core.estimate import Facts, Given, Machine, Shape
+from modelwright.core.stage import STAGES
 from modelwright.methods.exporters import EXPORTERS, _ggml, _proof, _servable, _types
 from tests import engine_kit as kit
 from tests.test_export import export

@@ -22,8 +22,9 @@ from transformers import (
 )
 
 from modelwright.core.errors import UserError
+from modelwright.core.estimate import Facts, Given, Machine, Shape
 from modelwright.core.record import Record
-from modelwright.core.stage import STAGES, Facts, Given, Input, Machine, Shape
+from modelwright.core.stage import STAGES, Input
 from modelwright.methods.tokenizers import TOKENIZERS, fast_encoding
 from modelwright.nn import extend, heads
 from modelwright.nn import model as models

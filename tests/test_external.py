@@ -4,10 +4,12 @@ import pytest
 
 from modelwright.core import external
 from modelwright.core.errors import UserError
-from modelwright.core.execute import execute, prepare
+from modelwright.core.estimate import Machine
+from modelwright.core.execute import execute
 from modelwright.core.external import Digests, hub_commit, hub_files
 from modelwright.core.recipe import loads
-from modelwright.core.stage import Accepts, Machine, parse_ref
+from modelwright.core.stage import Accepts, parse_ref
+from modelwright.core.steps import prepare
 from modelwright.core.store import Store
 
 COMMIT, OTHER = "a" * 40, "b" * 40

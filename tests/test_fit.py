@@ -7,9 +7,10 @@ import pytest
 import modelwright as mw
 from modelwright.cli.main import main
 from modelwright.core.errors import UserError
-from modelwright.core.execute import as_told
+from modelwright.core.estimate import Facts, Given, Machine, Part, Quantity, Shape
+from modelwright.core.predict import as_told
 from modelwright.core.recipe import loads
-from modelwright.core.stage import STAGES, Facts, Given, Machine, Part, Quantity, Shape
+from modelwright.core.stage import STAGES
 from modelwright.plan import _fit_models as models
 from modelwright.plan import _fit_serve as serve
 from modelwright.plan import fit as fitting

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from modelwright.core.errors import UserError
+from modelwright.core.estimate import Facts, Given, Machine
 from modelwright.core.events import Log
 from modelwright.core.parallel import Parallel
-from modelwright.core.stage import Facts, Given, Input, Machine, Run
+from modelwright.core.stage import Input, Run
 from modelwright.nn import fused
 from modelwright.nn import model as models
 from modelwright.nn.attention import Layout, Segment

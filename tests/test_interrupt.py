@@ -6,10 +6,12 @@ import time
 import pytest
 
 from modelwright.core.errors import StageFailed
-from modelwright.core.execute import execute, predict, prepare
+from modelwright.core.execute import execute
+from modelwright.core.predict import predict
 from modelwright.core.recipe import RuntimeFields
 from modelwright.core.spec import Kinds
 from modelwright.core.stage import STAGES
+from modelwright.core.steps import prepare
 from modelwright.core.store import Store
 from tests import crawl_kit
 from tests import law_kit_stages as kit

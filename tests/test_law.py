@@ -13,7 +13,8 @@ import torch
 
 from modelwright.core import recipe
 from modelwright.core.errors import UserError
-from modelwright.core.stage import STAGES, Shape
+from modelwright.core.estimate import Shape
+from modelwright.core.stage import STAGES
 from modelwright.methods.schedules import Schedule
 from tests import law_kit, law_kit_data, law_kit_model, law_kit_run, law_kit_stages
 from tests.law_kit import Book, Case, Seen, Subject, difference

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from modelwright.core.execute import predict, prepare
+from modelwright.core.estimate import Machine
+from modelwright.core.predict import predict
 from modelwright.core.recipe import load, loads
-from modelwright.core.stage import Machine
+from modelwright.core.steps import prepare
 from modelwright.core.store import Store
 from modelwright.methods.optimizers import OPTIMIZERS
 from modelwright.plan._lint_recipe import _jinja_in, _json, _tokens_in

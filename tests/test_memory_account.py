@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from modelwright.core.estimate import Facts, Given, Machine, Shape
 from modelwright.core.memory import Training, training_account
 from modelwright.core.memory.own import Texts, Work, chunk
 from modelwright.core.memory.serving import (
@@ -20,7 +21,6 @@ from modelwright.core.memory.serving import (
 from modelwright.core.memory.spread import Shares
 from modelwright.core.memory.weights import Weight, total, weights_of
 from modelwright.core.parallel import Parallel
-from modelwright.core.stage import Facts, Given, Machine, Shape
 from modelwright.methods.architectures import ARCHITECTURES
 from modelwright.methods.engines import ENGINES
 from modelwright.methods.optimizers import OPTIMIZERS

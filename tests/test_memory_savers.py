@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from modelwright.core.errors import UserError
+from modelwright.core.estimate import Facts, Given, Machine
 from modelwright.core.parallel import Parallel
-from modelwright.core.stage import Facts, Given, Input, Machine
+from modelwright.core.stage import Input
 from modelwright.methods.objectives import OBJECTIVES
 from modelwright.methods.optimizers import OPTIMIZERS
 from modelwright.nn import model as models

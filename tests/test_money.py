@@ -10,12 +10,12 @@ import pytest
 
 from modelwright.api import load
 from modelwright.cli.main import main
-from modelwright.core import execute as work
 from modelwright.core.errors import UserError
+from modelwright.core.estimate import Machine, Quantity
 from modelwright.core.passes import passed
 from modelwright.core.recipe import Budget, loads
 from modelwright.core.spec import fingerprint
-from modelwright.core.stage import Machine, Quantity
+from modelwright.core.steps import prepare
 from modelwright.core.units import usd_text
 from modelwright.plan import devices, money
 from modelwright.plan._whole_text import energy_text, interval_text
@@ -405,7 +405,7 @@ def test_a_budget_is_held_against_a_branch_that_only_a_run_resolves(made, monkey
     file = made().path.parent / "hub.yaml"
     file.write_text(f"budget: {{hours: 0.01}}\n{text.strip()}\n  {tune}\n")
     monkeypatch.setattr(
-        "modelwright.core.execute.hub_commit", lambda address, accepts, network, where: "a" * 40 if network else 1 / 0
+        "modelwright.core.steps.hub_commit", lambda address, accepts, network, where: "a" * 40 if network else 1 / 0
     )
     with pytest.raises(UserError, match="breaks its budget") as caught:
         load(file, store="store").iterate()
@@ -415,8 +415,8 @@ def test_a_budget_is_held_against_a_branch_that_only_a_run_resolves(made, monkey
 def test_a_run_with_a_budget_asks_once_what_there_is(made, monkeypatch):
     """Twice asked, the Hub may answer of two commits: one is planned, the other run."""
     asked = []
-    prepare = work.prepare
-    monkeypatch.setattr(work, "prepare", lambda *given, **how: asked.append(how) or prepare(*given, **how))
+    for asks in ("modelwright.api", "modelwright.core.execute"):
+        monkeypatch.setattr(f"{asks}.prepare", lambda *given, **how: asked.append(how) or prepare(*given, **how))
     project = made("budget: {hours: 100}")
     next(project.iterate())
     assert asked == [{"network": True}]

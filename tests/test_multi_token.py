@@ -13,8 +13,9 @@ import torch
 from torch.nn.functional import cross_entropy, silu
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from modelwright.core.estimate import Facts, Given, Machine, Shape
 from modelwright.core.events import Log
-from modelwright.core.stage import Facts, Given, Input, Machine, Run, Shape
+from modelwright.core.stage import Input, Run
 from modelwright.methods.objectives.multi_token import MultiToken
 from modelwright.methods.objectives.next_token import NextToken
 from modelwright.nn import model as models

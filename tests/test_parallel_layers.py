@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from modelwright.core.errors import UserError
+from modelwright.core.estimate import Facts, Given, Machine
 from modelwright.core.parallel import Parallel
-from modelwright.core.stage import Facts, Given, Machine
 from tests import train_kit as kit
 from tests.parallel_kit import together, train
 

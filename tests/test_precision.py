@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from modelwright.core.errors import UserError
-from modelwright.core.stage import Given, Machine
+from modelwright.core.estimate import Given, Machine
 from modelwright.nn import attention, cards, forward, loop, precision, update, varlen
 from modelwright.nn import device as devices
 from modelwright.nn.attention import Layout, Segment, by_document, packed_attention, plain

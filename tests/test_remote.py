@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 
 from modelwright.core.errors import UserError
-from modelwright.core.execute import execute, prepare
+from modelwright.core.estimate import Machine
+from modelwright.core.execute import execute
 from modelwright.core.gc import garbage
 from modelwright.core.recipe import loads
 from modelwright.core.remote import remote_digest, remote_files
-from modelwright.core.stage import Machine, parse_ref
+from modelwright.core.stage import parse_ref
+from modelwright.core.steps import prepare
 from modelwright.core.store import Store
 from tests.crawl_kit import Page, served
 

@@ -15,9 +15,10 @@ from pydantic import ValidationError
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, T5Config
 
 from modelwright.core.errors import UserError
+from modelwright.core.estimate import Facts, Given, Machine
 from modelwright.core.events import Log
 from modelwright.core.record import Record
-from modelwright.core.stage import STAGES, Facts, Given, Input, Machine, Run
+from modelwright.core.stage import STAGES, Input, Run
 from modelwright.methods.architectures import ARCHITECTURES, shape_of
 from modelwright.methods.objectives.span_corruption import SpanCorruption
 from modelwright.nn import model as models

@@ -7,10 +7,11 @@ import os
 import pytest
 
 from modelwright.core.errors import StageFailed, UserError
-from modelwright.core.execute import execute, prepare
+from modelwright.core.estimate import Machine
+from modelwright.core.execute import execute
 from modelwright.core.gc import garbage
 from modelwright.core.recipe import loads
-from modelwright.core.stage import Machine
+from modelwright.core.steps import prepare
 from modelwright.core.store import Store, read_manifest
 from modelwright.core.why import why
 
@@ -182,7 +183,7 @@ def test_gc_keeps_what_a_recipe_needs(tmp_path):
 
 
 def test_estimates_follow_predicted_and_measured_facts(tmp_path):
-    from modelwright.core.execute import predict
+    from modelwright.core.predict import predict
 
     store = Store(tmp_path)
     assert predict(prepare(loads(TEXT), store), MACHINE, 0)["base"].seconds.value == 4
@@ -198,7 +199,7 @@ def test_calibration_uses_what_was_measured_here(tmp_path):
     tree = json.loads((artifact.path / "manifest.json").read_text())
     tree["actual"]["seconds"] = tree["estimate"]["seconds"]["value"] * 3
     (artifact.path / "manifest.json").write_text(json.dumps(tree))
-    from modelwright.core.execute import predict
+    from modelwright.core.predict import predict
 
     predicted = predict(prepare(loads(TEXT), store), MACHINE, 0, calibrated(store))["base"]
     assert predicted.seconds.value == pytest.approx(12) and "median of measured over estimated" in predicted.seconds.why
@@ -210,7 +211,7 @@ def test_calibration_uses_what_was_measured_here(tmp_path):
 
 
 def test_calibration_leaves_out_runs_that_went_on_after_a_kill(tmp_path):
-    from modelwright.core.execute import predict
+    from modelwright.core.predict import predict
     from modelwright.plan.calibrate import calibrated
 
     store = Store(tmp_path)

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from modelwright.core.errors import UserError
+from modelwright.core.estimate import Facts, Given, Machine
 from modelwright.core.events import Log
 from modelwright.core.record import Record, write_records
-from modelwright.core.stage import STAGES, Facts, Given, Input, Machine, Run, Stage
+from modelwright.core.stage import STAGES, Input, Run, Stage
 from modelwright.methods.templates import TEMPLATES, encode_chat, parity
 from modelwright.methods.tokenizers import TOKENIZERS, Tokenizer
 from modelwright.stages._tokenizer_figures import specimen

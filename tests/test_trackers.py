@@ -13,11 +13,12 @@ import pytest
 
 from modelwright.core import load
 from modelwright.core.errors import UserError
+from modelwright.core.estimate import Shape
 from modelwright.core.events import Log, read_events
 from modelwright.core.flops import mfu, training_flops_per_token
 from modelwright.core.load import Sampler
 from modelwright.core.series import Series, thinned
-from modelwright.core.stage import Input, Shape
+from modelwright.core.stage import Input
 from modelwright.methods.trackers import TRACKERS, Tracker, flat, tracked
 from tests import tracker_kit, train_kit
 

@@ -18,8 +18,9 @@ import torch
 from pydantic import ValidationError
 
 from modelwright.core.errors import UserError
+from modelwright.core.estimate import Facts, Given, Machine, Shape
 from modelwright.core.record import Record
-from modelwright.core.stage import Facts, Given, Input, Machine, Run, Shape
+from modelwright.core.stage import Input, Run
 from modelwright.nn import loop
 from modelwright.nn import model as models
 from tests import train_kit as kit

@@ -12,8 +12,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from modelwright.core.estimate import Shape
 from modelwright.core.spec import Kinds
-from modelwright.core.stage import Shape
 from modelwright.methods.adapters import ADAPTERS
 from modelwright.methods.architectures import ARCHITECTURES
 from modelwright.methods.objectives import OBJECTIVES, Batch

@@ -12,11 +12,12 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from modelwright.core.errors import UserError
+from modelwright.core.estimate import Facts, Given, Machine
 from modelwright.core.events import Log
 from modelwright.core.parallel import Parallel
 from modelwright.core.recipe import loads
 from modelwright.core.spec import Spec
-from modelwright.core.stage import Facts, Given, Input, Machine, Run
+from modelwright.core.stage import Input, Run
 from modelwright.stages import _train_spread
 from modelwright.stages._train_spread import chosen
 from tests import launch_kit

@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 
 from modelwright.core.errors import UserError
+from modelwright.core.estimate import Facts, Given, Machine
 from modelwright.core.events import Log
 from modelwright.core.recipe import loads
 from modelwright.core.record import Record, write_records
-from modelwright.core.stage import STAGES, Facts, Given, Input, Machine, Run
+from modelwright.core.stage import STAGES, Input, Run
 from modelwright.core.workers import Workers
 from modelwright.methods.sources import SOURCES, _files
 from modelwright.methods.steps import Step

@@ -9,15 +9,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 from modelwright.core import environment
-from modelwright.core import execute as work
 from modelwright.core import store as files
 from modelwright.core.errors import UserError
+from modelwright.core.estimate import Machine
 from modelwright.core.events import Listener, read_events
+from modelwright.core.execute import Outcome, execute, resolve_input
+from modelwright.core.predict import as_told, givens, predict
 from modelwright.core.preview import Preview
 from modelwright.core.recipe import Loaded
 from modelwright.core.recipe import load as load_recipe
 from modelwright.core.spec import kind_of
-from modelwright.core.stage import Check, Machine
+from modelwright.core.stage import Check
+from modelwright.core.steps import Step, prepare
 from modelwright.core.units import count_text, text_table
 from modelwright.core.why import Reason, why
 from modelwright.plan import whole
@@ -96,7 +99,7 @@ class ArtifactView:
 class Result(NamedTuple):
     """What a run did."""
 
-    outcomes: list[work.Outcome]
+    outcomes: list[Outcome]
     seconds: float
     report: Path | None
 
@@ -117,9 +120,9 @@ class Project:
     def recipe(self) -> Any:
         return self.loaded.recipe
 
-    def steps(self) -> list[work.Step]:
+    def steps(self) -> list[Step]:
         """Every stage with its key and state."""
-        return with_sizes(work.prepare(self.loaded, self.store))
+        return with_sizes(prepare(self.loaded, self.store))
 
     def plan(
         self,
@@ -138,19 +141,19 @@ class Project:
     def run(self, only: str | None = None, listener: Listener | None = None, gates: bool = True) -> Result:
         """Make what is missing; writes the report. Raises UserError when a stage cannot be made."""
         start = time.monotonic()
-        outcomes: list[work.Outcome] = []
+        outcomes: list[Outcome] = []
         for outcome in self.iterate(only, listener, gates):
             outcomes.append(outcome)
         seconds = time.monotonic() - start
         return Result(outcomes, seconds, self.write_report(outcomes, seconds))
 
-    def iterate(self, only: str | None = None, listener: Listener | None = None, gates: bool = True) -> Iterator[work.Outcome]:
+    def iterate(self, only: str | None = None, listener: Listener | None = None, gates: bool = True) -> Iterator[Outcome]:
         """The same, one stage at a time. UserError where the recipe's budget does not hold the plan."""
         adjust = calibrated(self.store)
-        steps = with_sizes(work.prepare(self.loaded, self.store, network=True))  # a run asks the Hub what a branch is
+        steps = with_sizes(prepare(self.loaded, self.store, network=True))  # a run asks the Hub what a branch is
         if self.recipe.budget is not None:
             whole.plan(self.loaded, steps, whole.target(), adjust).refuse()
-        return work.execute(
+        return execute(
             self.loaded,
             self.store,
             this_machine(),
@@ -162,17 +165,17 @@ class Project:
             steps=steps,
         )
 
-    def tried(self, steps: Sequence[work.Step], machine: Machine | None = None) -> dict[str, Tried]:
+    def tried(self, steps: Sequence[Step], machine: Machine | None = None) -> dict[str, Tried]:
         """Those of `steps` that are to be made, each with what it would take of the memory of `machine` (unset: this one)."""
         on = machine or this_machine()
         parallel = whole.spread(self.loaded, steps, on)
-        estimates = work.predict(steps, on, self.recipe.seed, parallel=parallel)
-        found = work.givens(steps, estimates, on, self.recipe.seed, parallel)
-        adjust = work.as_told if machine else calibrated(self.store)
+        estimates = predict(steps, on, self.recipe.seed, parallel=parallel)
+        found = givens(steps, estimates, on, self.recipe.seed, parallel)
+        adjust = as_told if machine else calibrated(self.store)
         return {step.name: tried(step.stage, found[step.name], adjust) for step in steps if step.artifact is None}
 
     @staticmethod
-    def lengths(steps: Sequence[work.Step]) -> dict[str, dict[str, Any]]:
+    def lengths(steps: Sequence[Step]) -> dict[str, dict[str, Any]]:
         """Histograms of rows by reference, of all that is made."""
         return {
             f"{step.name}:{part}" if part in step.stage.parts() else step.name: histogram
@@ -194,14 +197,14 @@ class Project:
 
         found: list[tuple[str, list[Check] | None]] = []
         made: dict[str, files.Artifact] = {}
-        for step in work.prepare(self.loaded, self.store, network=True):
+        for step in prepare(self.loaded, self.store, network=True):
             if step.artifact is not None:
                 made[step.name] = step.artifact
             if any(p.stage is not None and p.stage not in made for p in step.parents):
                 found.append((step.name, None))
                 continue
             with TemporaryDirectory() as folder:
-                inputs = {p.ref: work.resolve_input(p, made) for p in step.parents}
+                inputs = {p.ref: resolve_input(p, made) for p in step.parents}
                 runtime = self.recipe.runtime
                 run = Run(Path(folder), inputs, self.recipe.seed, Log(None), parallel=runtime.parallel, launch=runtime.launch)
                 found.append((step.name, list(step.stage.checks(run))))
@@ -210,7 +213,7 @@ class Project:
     def pitfalls(self, data: bool = True) -> list[Finding]:
         """What known pitfalls the recipe has; `data`: in rows that are made and in files of the user's own, too."""
         machine, steps = this_machine(), self.steps()
-        return lint(self.loaded, steps, work.predict(steps, machine, self.recipe.seed), machine, data=data)
+        return lint(self.loaded, steps, predict(steps, machine, self.recipe.seed), machine, data=data)
 
     def preview(
         self, stage: str | None = None, *, rows: int = 5, row: str | None = None, look: int = 200, step: int | None = None
@@ -224,11 +227,11 @@ class Project:
         from modelwright.stages._train_choose import choose
         from modelwright.stages._train_preview import Asked, preview
 
-        steps = work.prepare(self.loaded, self.store, network=True)
+        steps = prepare(self.loaded, self.store, network=True)
         made = {s.name: s.artifact for s in steps if s.artifact is not None}
         chosen = choose(steps, stage, self.path)
         with TemporaryDirectory() as folder:
-            inputs = {p.ref: work.resolve_input(p, made) for p in chosen.parents if p.stage is None or p.stage in made}
+            inputs = {p.ref: resolve_input(p, made) for p in chosen.parents if p.stage is None or p.stage in made}
             run = Run(Path(folder), inputs | chosen.instead, self.recipe.seed, Log(None))
             return preview(chosen.stage, run, chosen.name, Asked(rows, look, row), step)
 
@@ -250,7 +253,7 @@ class Project:
                     return Path(step.artifact.path)
         raise UserError(f"{self.path} has no finished model", fix=f"modelwright run {self.path}")
 
-    def write_report(self, outcomes: Sequence[work.Outcome] = (), seconds: float = 0.0) -> Path | None:
+    def write_report(self, outcomes: Sequence[Outcome] = (), seconds: float = 0.0) -> Path | None:
         """The HTML report and the model card, under `<store>/reports/`; None where nothing is made yet."""
         from modelwright.report import RunView, StageView, model_card, render
 

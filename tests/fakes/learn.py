@@ -4,8 +4,9 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from modelwright.core.estimate import Estimate, Facts, Given, estimate
 from modelwright.core.spec import Runtime
-from modelwright.core.stage import Estimate, Facts, Given, Ref, Refs, Run, Stage, Stats, estimate
+from modelwright.core.stage import Ref, Refs, Run, Stage, Stats
 
 
 class Learn(Stage):

@@ -3,9 +3,10 @@
 import time
 from typing import Annotated, ClassVar, Literal
 
+from modelwright.core.estimate import Estimate, Facts, Given, estimate
 from modelwright.core.record import Record, write_records
 from modelwright.core.spec import Runtime
-from modelwright.core.stage import Estimate, Facts, Given, Run, Stage, Stats, estimate
+from modelwright.core.stage import Run, Stage, Stats
 
 
 class Words(Stage):

@@ -11,7 +11,7 @@ from modelwright.cli._terminal import CONTROL
 from modelwright.core.units import count_text, seconds_text, usd_text
 
 if TYPE_CHECKING:
-    from modelwright.core.stage import Machine
+    from modelwright.core.estimate import Machine
     from modelwright.plan._advise_tree import Step, Walk
     from modelwright.plan.advise import Advised
 

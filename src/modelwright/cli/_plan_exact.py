@@ -14,7 +14,7 @@ from modelwright.plan.cuda import BESIDE
 
 if TYPE_CHECKING:
     from modelwright.api import Project
-    from modelwright.core.stage import Estimate, Part
+    from modelwright.core.estimate import Estimate, Part
     from modelwright.plan.whole import Plan
 
 Tree = dict[str, Any]
@@ -46,7 +46,7 @@ def exact(project: Project, plan: Plan, chosen: argparse.Namespace) -> int:
 
 def _trees(project: Project, plan: Plan, only: str | None) -> Iterator[Tree]:
     """What was counted of each training stage, or of one."""
-    from modelwright.core.execute import givens
+    from modelwright.core.predict import givens
     from modelwright.core.spec import kind_of
     from modelwright.plan.cuda import reserved
     from modelwright.stages._trace import trace

@@ -18,8 +18,8 @@ from modelwright.core.units import bytes_text, seconds_text
 
 if TYPE_CHECKING:
     from modelwright.api import Project
-    from modelwright.core.execute import Step
-    from modelwright.core.stage import Estimate
+    from modelwright.core.estimate import Estimate
+    from modelwright.core.steps import Step
     from modelwright.stages._verify import Tried
 
 Tree = dict[str, Any]
@@ -78,7 +78,7 @@ def _each(project: Project, args: list[str]) -> Any:
 
 
 def _steps(project: Project) -> tuple[list[Step], dict[str, Any]]:
-    from modelwright.core.execute import prepare
+    from modelwright.core.steps import prepare
 
     steps = prepare(project.loaded, project.store, network=True)
     return steps, {step.name: step.artifact for step in steps if step.artifact is not None}
@@ -88,7 +88,7 @@ def _one(project: Project, name: str) -> Tree:
     """Try the stage, keep the pair, and tell what it means for the whole."""
     from tempfile import TemporaryDirectory
 
-    from modelwright.core.execute import facts_of
+    from modelwright.core.predict import facts_of
     from modelwright.core.spec import kind_of
     from modelwright.plan.calibrate import VERIFIED, calibrated, with_checks
     from modelwright.plan.machine import this_machine

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from modelwright.core.estimate import Part
 from modelwright.core.memory.serving import beside_rule
-from modelwright.core.stage import Part
 from modelwright.core.units import bytes_text, seconds_text
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from modelwright.cli import _options
 from modelwright.core.errors import UserError
 
 if TYPE_CHECKING:
-    from modelwright.core.stage import Machine
+    from modelwright.core.estimate import Machine
     from modelwright.plan._advise_seen import Seen
     from modelwright.plan.advise import Advised, Known
 

@@ -8,7 +8,7 @@ from importlib import metadata
 
 from modelwright.cli._options import parser
 from modelwright.cli._output import print_json, print_table
-from modelwright.core.stage import Machine
+from modelwright.core.estimate import Machine
 from modelwright.core.units import bytes_text, rate_text
 
 

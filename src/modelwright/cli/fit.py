@@ -13,7 +13,7 @@ from modelwright.core.errors import UserError
 from modelwright.core.units import bytes_text, count_text
 
 if TYPE_CHECKING:
-    from modelwright.core.stage import Machine
+    from modelwright.core.estimate import Machine
     from modelwright.plan.fit import Fits, Most, Need
     from modelwright.plan.models import Base
 

@@ -1,4 +1,4 @@
-"""From a recipe to artifacts: keys for everything before anything runs, then one stage after the other."""
+"""From a recipe to artifacts: what is missing is made, one stage after the other."""
 
 from __future__ import annotations
 
@@ -16,60 +16,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from modelwright.core.errors import StageFailed, UserError, UserErrors
+from modelwright.core.estimate import Estimate, Given, Machine
 from modelwright.core.events import Listener, Log
-from modelwright.core.external import Digests, hub_commit, hub_files, local
+from modelwright.core.external import hub_files
 from modelwright.core.measure import Laps, Meter, cores
 from modelwright.core.parallel import Parallel
+from modelwright.core.predict import Adjust, as_told, facts_of, givens, imported, paths_of, predict, within
 from modelwright.core.recipe import Loaded
 from modelwright.core.remote import remote_files
-from modelwright.core.spec import fingerprint, kind_of
-from modelwright.core.stage import IMPORTS, Accepts, Estimate, Facts, Given, Input, Machine, Run, Stage, Stats, parse_ref
+from modelwright.core.spec import kind_of
+from modelwright.core.stage import Input, Run, Stage, Stats, parse_ref
+from modelwright.core.steps import Parent, Step, prepare
 from modelwright.core.store import COLUMNS, Artifact, Store, digest_files, write_json
-from modelwright.core.units import bytes_of, bytes_text, moment_s
-
-ALONE = Parallel()
-Adjust = Callable[[str, Estimate], Estimate]
-"""Corrects an estimate by what earlier runs measured; `plan.calibrated` is one."""
-
-
-def as_told(kind: str, estimate: Estimate) -> Estimate:
-    """No correction."""
-    return estimate
-
-
-class Parent(NamedTuple):
-    """One reference of a stage, resolved as far as it can be before the work."""
-
-    ref: str
-    field: str
-    accepts: Accepts
-    stage: str | None
-    part: str | None
-    key: str
-    """The parent stage's key, or the digest of an external input."""
-    path: Path | None
-    """Where an external input is; None for a stage and for what is still on the Hub or elsewhere."""
-    fetched: Path | None = None
-    """Folder for what is elsewhere."""
-    facts: Facts | None = None
-    """What is known of it before it is here; None: no more than its size."""
-
-
-class Step(NamedTuple):
-    """A stage of the recipe with its key and what there is of it."""
-
-    name: str
-    stage: Stage
-    key: str
-    identity: dict[str, Any]
-    parents: tuple[Parent, ...]
-    artifact: Artifact | None
-    unfinished: bool
-
-    @property
-    def state(self) -> str:
-        return "cached" if self.artifact else "unfinished" if self.unfinished else "to do"
-
+from modelwright.core.units import bytes_text, moment_s
 
 Look = Callable[[Step, Given, Estimate], str]
 """Looks at what a stage is going to take: UserError for what this machine cannot do, a sentence for what it may not."""
@@ -78,147 +37,6 @@ Look = Callable[[Step, Given, Estimate], str]
 def unseen(step: Step, given: Given, estimate: Estimate) -> str:
     """Nobody looks."""
     return ""
-
-
-def prepare(loaded: Loaded, store: Store, *, network: bool = False) -> list[Step]:
-    """Every stage with its key, in order. Reads digests of external inputs; writes nothing unless `network`."""
-    digests = Digests(store.root / ".digests.json")
-    steps: dict[str, Step] = {}
-    for name, stage in loaded.recipe.stages.items():
-        parents = tuple(
-            _parent(field, ref, accepts, name, loaded, steps, digests, network) for field, (ref, accepts) in stage.refs().items()
-        )
-        identity = {
-            "kind": kind_of(stage),
-            "spec": stage.identity(),
-            "parents": {p.field: p.key + (f"#{p.part}" if p.part else "") for p in parents},
-            "external": stage.external(),
-            "seed": loaded.recipe.seed if stage.random else None,
-        }
-        for parent in parents:  # what a stage is called does not matter, only what it is
-            _replace(identity["spec"], parent.field.split("."), "<parent>")
-        key = fingerprint(identity)
-        steps[name] = Step(
-            name, stage, key, identity, parents, store.find(stage.produces, key), store.part(stage.produces, name, key).exists()
-        )
-    if network:
-        digests.save()
-    return list(steps.values())
-
-
-def _parent(
-    field: str, ref: str, accepts: Accepts, name: str, loaded: Loaded, steps: Mapping[str, Step], digests: Digests, network: bool
-) -> Parent:
-    address = parse_ref(ref)
-    where = loaded.tree.where(("stages", name, *(int(p) if p.isdigit() else p for p in field.split("."))))
-    if address.kind == "stage":
-        return Parent(ref, field, accepts, address.name, address.part, steps[address.name].key, None)
-    if address.kind == "path":
-        path = local(address, loaded.folder, where)
-        return Parent(ref, field, accepts, None, None, digests.path(path), path)
-    if address.kind == "remote":
-        return Parent(ref, field, accepts, None, None, digests.remote(ref, network, where), None, digests.fetched())
-    return Parent(ref, field, accepts, None, None, hub_commit(address, accepts, network, where), None)
-
-
-def _replace(tree: Any, path: Sequence[str], value: str) -> None:
-    for key in path[:-1]:
-        tree = tree[int(key)] if isinstance(tree, list) else tree[key]
-    if isinstance(tree, list):
-        tree[int(path[-1])] = value
-    else:
-        tree[path[-1]] = value
-
-
-# --- estimates --------------------------------------------------------------------------------------
-
-
-def predict(
-    steps: Sequence[Step],
-    machine: Machine,
-    seed: int,
-    adjust: Adjust = as_told,
-    parallel: Parallel = ALONE,
-    memory: str | None = None,
-) -> dict[str, Estimate]:
-    """The cost of every stage; parents' facts are measured where they are made, else predicted."""
-    facts: dict[str, dict[str, Facts]] = {}
-    estimates: dict[str, Estimate] = {}
-    imported = "torch" in sys.modules
-    for step in steps:
-        given = Given(_within(machine, step.stage, memory), _parent_facts(step, facts), seed, parallel, _paths(step))
-        expected = step.stage.estimate(given)
-        if step.artifact is None:
-            expected, imported = (_imported(expected) if imported else expected), imported or _imports(expected)
-        estimates[step.name] = adjust(kind_of(step.stage), expected)
-        facts[step.name] = estimates[step.name].facts if step.artifact is None else _measured(step.artifact)
-    return estimates
-
-
-def _imports(estimate: Estimate) -> bool:
-    return any(span.name == IMPORTS for span in estimate.spans)
-
-
-def _imported(estimate: Estimate) -> Estimate:
-    """The same where an earlier stage of this process has imported what it needs."""
-    spans = tuple(span for span in estimate.spans if span.name != IMPORTS)
-    spared = sum(span.seconds for span in estimate.spans if span.name == IMPORTS)
-    return estimate._replace(seconds=estimate.seconds._replace(value=estimate.seconds.value - spared), spans=spans)
-
-
-def known(steps: Sequence[Step], estimates: Mapping[str, Estimate]) -> dict[str, dict[str, Facts]]:
-    """By stage and reference: what is known of the stage's parents, measured where they are made, else as `predict` has it."""
-    made = {s.name: estimates[s.name].facts if s.artifact is None else _measured(s.artifact) for s in steps}
-    return {step.name: _parent_facts(step, made) for step in steps}
-
-
-def givens(
-    steps: Sequence[Step],
-    estimates: Mapping[str, Estimate],
-    machine: Machine,
-    seed: int,
-    parallel: Parallel = ALONE,
-    memory: str | None = None,
-) -> dict[str, Given]:
-    """What every stage may look at before anything runs; of parents that are not made, their planned facts."""
-    facts = known(steps, estimates)
-    return {s.name: Given(_within(machine, s.stage, memory), facts[s.name], seed, parallel, _paths(s)) for s in steps}
-
-
-def _within(machine: Machine, stage: Stage, memory: str | None) -> Machine:
-    """As much of it as `runtime.memory` leaves to a stage."""
-    return machine._replace(memory_bytes=bytes_of(memory)) if memory and stage.works else machine
-
-
-def _parent_facts(step: Step, facts: Mapping[str, Mapping[str, Facts]]) -> dict[str, Facts]:
-    found = {}
-    for parent in step.parents:
-        if parent.stage is not None:
-            made = facts[parent.stage]
-            found[parent.ref] = made.get(parent.part or "", made.get("", Facts(type="unknown")))
-        else:
-            found[parent.ref] = parent.facts or outside(parent.path)
-    return found
-
-
-def _paths(step: Step) -> dict[str, Path]:
-    return {parent.ref: parent.path for parent in step.parents if parent.path is not None}
-
-
-def outside(path: Path | None) -> Facts:
-    """What is known of files that no stage made."""
-    if path is None:
-        return Facts(type="path")
-    files = [path] if path.is_file() else path.rglob("*")
-    return Facts(type="path", bytes=sum(file.stat().st_size for file in files if file.is_file()))
-
-
-def _measured(artifact: Artifact) -> dict[str, Facts]:
-    stored = artifact.manifest["stats"].get("facts", {})
-    return {part: Facts(**{**tree, "measured": True}) for part, tree in stored.items()}
-
-
-# --- the work ---------------------------------------------------------------------------------------
 
 
 class Outcome(NamedTuple):
@@ -316,10 +134,10 @@ def _make(
     kind = kind_of(step.stage)
     facts = facts_of(step, made)
     runtime = loaded.recipe.runtime
-    machine = _within(machine, step.stage, runtime.memory)
-    given = Given(machine, facts, loaded.recipe.seed, runtime.parallel or Parallel(), _paths(step))
+    machine = within(machine, step.stage, runtime.memory)
+    given = Given(machine, facts, loaded.recipe.seed, runtime.parallel or Parallel(), paths_of(step))
     expected = step.stage.estimate(given)
-    expected = adjust(kind, _imported(expected) if "torch" in sys.modules else expected)
+    expected = adjust(kind, imported(expected) if "torch" in sys.modules else expected)
     listener("stage", {"stage": step.name, "state": "running", "key": step.key, "kind": kind, "seconds": expected.seconds.value})
     if said := look(step, given, expected):
         listener("note", {"text": said})
@@ -374,18 +192,6 @@ def resolve_input(parent: Parent, made: Mapping[str, Artifact]) -> Input:
         return Input(parent.ref, "hub", Path(), key=parent.key)
     path = parent.path or hub_files(parse_ref(parent.ref), parent.key, parent.accepts, parent.ref)
     return Input(parent.ref, "path", path, key=parent.key)
-
-
-def facts_of(step: Step, made: Mapping[str, Artifact]) -> dict[str, Facts]:
-    """What is known of everything that a stage reads, all of it made."""
-    return {parent.ref: _parent_facts_made(parent, made) for parent in step.parents}
-
-
-def _parent_facts_made(parent: Parent, made: Mapping[str, Artifact]) -> Facts:
-    if parent.stage is None:
-        return parent.facts or outside(parent.path)
-    measured = _measured(made[parent.stage])
-    return measured.get(parent.part or "", measured.get("", Facts(type=made[parent.stage].manifest["type"])))
 
 
 def _gates(stage: Stage, run: Run, name: str) -> None:

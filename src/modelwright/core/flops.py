@@ -7,7 +7,7 @@ activations, padding, masked halves) is not useful and not counted.
 
 from __future__ import annotations
 
-from modelwright.core.stage import Shape
+from modelwright.core.estimate import Shape
 
 
 def forward_flops_per_token(

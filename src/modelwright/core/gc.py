@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from modelwright.core.execute import prepare
 from modelwright.core.recipe import Loaded
+from modelwright.core.steps import prepare
 from modelwright.core.store import COLUMNS, REMOTE, Store, relative_files
 
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from modelwright.core.estimate import Machine, Shape
 from modelwright.core.flops import forward_flops_per_token
-from modelwright.core.stage import Machine, Shape
 
 REACHED_FRAC = 0.5
 """`Machine.flops_per_s`, which whole trainings reach, over the rate of products alone: 55 of 110 GFLOP/s a core. The rest of the

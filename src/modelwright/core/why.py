@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from modelwright.core.execute import Step
+from modelwright.core.steps import Step
 from modelwright.core.store import Artifact, Store
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple, cast
 
+from modelwright.core.estimate import Facts, Given, Machine, Shape
 from modelwright.core.parallel import Parallel
-from modelwright.core.stage import STAGES, Facts, Given, Machine, Shape, Stage
+from modelwright.core.stage import STAGES, Stage
 from modelwright.core.units import bytes_text, count_text, seconds_text, usd_text
 from modelwright.plan import fit
 from modelwright.plan._advise_facts import Start, data, method

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, cast
 
 import yaml
 
-from modelwright.core.stage import Shape
+from modelwright.core.estimate import Shape
 from modelwright.core.units import count_text
 from modelwright.methods.adapters import ADAPTERS, Adapter
 from modelwright.methods.architectures import ARCHITECTURES, Architecture

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Literal, NamedTuple
 
-from modelwright.core.stage import Machine, Shape
+from modelwright.core.estimate import Machine, Shape
 
 Goal = Literal["behaviour", "facts", "domain", "labels", "preference", "reasoning", "search", "model", "smaller"]
 """What the model should do: a task in a form, answers from documents, a field's or another language, labels for texts, answers

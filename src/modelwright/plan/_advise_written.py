@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from itertools import takewhile
 from typing import Any, NamedTuple
 
-from modelwright.core.stage import Machine, Shape
+from modelwright.core.estimate import Machine, Shape
 from modelwright.plan import _advise_fit as sizes
 from modelwright.plan._advise_answers import COMPARED
 from modelwright.plan._advise_facts import Method, method

@@ -16,9 +16,10 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from modelwright.core.estimate import Facts, Given
 from modelwright.core.parallel import Parallel
 from modelwright.core.spec import Spec, kind_of
-from modelwright.core.stage import Facts, Given, parse_ref
+from modelwright.core.stage import parse_ref
 from modelwright.core.units import bytes_text, count_text
 from modelwright.plan._fit_models import in_four_bits
 from modelwright.plan.fit import STEP, Change, Tried, attempt, largest

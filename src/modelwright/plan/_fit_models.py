@@ -13,10 +13,11 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from modelwright.core.errors import UserError
+from modelwright.core.estimate import Facts, Given, Machine, Part, Shape
 from modelwright.core.memory.serving import CODINGS, cache_bytes, weights_bytes
 from modelwright.core.memory.weights import weights_of
 from modelwright.core.parallel import Parallel
-from modelwright.core.stage import STAGES, Facts, Given, Machine, Part, Shape, Stage
+from modelwright.core.stage import STAGES, Stage
 from modelwright.core.units import bytes_text
 from modelwright.plan.cuda import card_parts, interval, on_card
 from modelwright.plan.fit import LONGEST, MADE_FOR, STEP, WIDE, Fits, Most, Need, Tried, fit, largest, tried

@@ -9,8 +9,8 @@ from __future__ import annotations
 from functools import partial
 from typing import NamedTuple
 
+from modelwright.core.estimate import Machine, Quantity
 from modelwright.core.memory.serving import CODINGS, serving_parts
-from modelwright.core.stage import Machine, Quantity
 from modelwright.core.units import bytes_text
 from modelwright.methods.exporters._types import BLOCKS, data_bytes
 from modelwright.plan.cuda import card_parts, interval

@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from modelwright.core.estimate import Estimate, Facts, Machine
 from modelwright.core.recipe import Budget
-from modelwright.core.stage import Estimate, Facts, Machine, parse_ref
+from modelwright.core.stage import parse_ref
 from modelwright.plan._lint_data import Data
 
 Severity = Literal["warning", "hint"]

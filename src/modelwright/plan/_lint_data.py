@@ -10,8 +10,9 @@ from random import Random
 
 from modelwright.core.errors import UserError
 from modelwright.core.events import Log
-from modelwright.core.execute import Step, resolve_input
+from modelwright.core.execute import resolve_input
 from modelwright.core.record import Record
+from modelwright.core.steps import Step
 from modelwright.methods.sources import open_records
 from modelwright.methods.steps import content
 

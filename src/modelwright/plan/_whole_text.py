@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from modelwright.core.stage import Quantity
+from modelwright.core.estimate import Quantity
 from modelwright.core.units import bytes_text
 
 

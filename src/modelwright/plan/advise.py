@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from modelwright.core.stage import Machine
+from modelwright.core.estimate import Machine
 from modelwright.core.units import bytes_text, seconds_text
 from modelwright.plan import _advise_fit as sizes
 from modelwright.plan._advise_facts import Method, data, method

@@ -17,8 +17,8 @@ from statistics import median
 from typing import Any, NamedTuple
 
 from modelwright.core.errors import UserError
-from modelwright.core.execute import Adjust
-from modelwright.core.stage import Estimate, Quantity
+from modelwright.core.estimate import Estimate, Quantity
+from modelwright.core.predict import Adjust
 from modelwright.core.store import Store
 from modelwright.plan._errors import Feature, Fit, Prior, Row, fitted, interval, whole
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from modelwright.core.stage import Estimate, Machine, Part, Quantity
+from modelwright.core.estimate import Estimate, Machine, Part, Quantity
 from modelwright.core.units import bytes_text
 from modelwright.plan._cuda_allocator import Allocator
 

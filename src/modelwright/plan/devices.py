@@ -19,10 +19,10 @@ import yaml
 from pydantic import Field, ValidationError
 
 from modelwright.core.errors import UserError, UserErrors
+from modelwright.core.estimate import Machine
 from modelwright.core.places import Tree, read_yaml
 from modelwright.core.recipe import faults_of
 from modelwright.core.spec import Spec
-from modelwright.core.stage import Machine
 
 TERA, GIGA = 1e12, 1e9
 LAYOUT = "see the file of the same name in modelwright/plan"

@@ -14,10 +14,12 @@ from pydantic import ValidationError
 from pydantic_core import PydanticCustomError
 
 from modelwright.core.errors import UserError
-from modelwright.core.execute import Adjust, Step, as_told
+from modelwright.core.estimate import Estimate, Given, Machine, Part, Quantity
 from modelwright.core.parallel import Parallel
+from modelwright.core.predict import Adjust, as_told
 from modelwright.core.spec import Spec, kind_of
-from modelwright.core.stage import Estimate, Given, Machine, Part, Quantity, Stage
+from modelwright.core.stage import Stage
+from modelwright.core.steps import Step
 from modelwright.core.units import bytes_text
 from modelwright.plan.cuda import on_card
 

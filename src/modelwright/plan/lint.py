@@ -10,10 +10,11 @@ import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from modelwright.core.execute import Step, known
+from modelwright.core.estimate import Estimate, Machine
+from modelwright.core.predict import known
 from modelwright.core.recipe import Loaded
 from modelwright.core.spec import kind_of
-from modelwright.core.stage import Estimate, Machine
+from modelwright.core.steps import Step
 from modelwright.plan import _lint_recipe, _lint_settings
 from modelwright.plan._lint import Finding, Look, Rule
 from modelwright.plan._lint_data import Data

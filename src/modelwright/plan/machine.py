@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from modelwright.core import rates
+from modelwright.core.estimate import Machine
 from modelwright.core.measure import cores
-from modelwright.core.stage import Machine
 
 # Rate of matrix products that a training loop reaches per core, in FLOP/s, by the best instruction the CPU has for them.
 # Measured: 57e9 in float32 on a Xeon core at 2.5 GHz with avx512f (2.6M weights), 70e9 in bfloat16 on an EPYC core (Zen 4) with

@@ -17,8 +17,10 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from modelwright.core.errors import UserError
-from modelwright.core.execute import Parent, Step, outside
-from modelwright.core.stage import Facts, Shape, Stage
+from modelwright.core.estimate import Facts, Shape
+from modelwright.core.predict import outside
+from modelwright.core.stage import Stage
+from modelwright.core.steps import Parent, Step
 from modelwright.core.units import bytes_text, count_text
 from modelwright.plan.devices import shipped
 

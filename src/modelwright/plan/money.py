@@ -15,10 +15,11 @@ from typing import Any, NamedTuple
 from pydantic import Field
 
 from modelwright.core.errors import UserError
+from modelwright.core.estimate import Machine
 from modelwright.core.places import read_yaml
 from modelwright.core.recipe import Budget
 from modelwright.core.spec import Spec, kind_of
-from modelwright.core.stage import Machine, Stage
+from modelwright.core.stage import Stage
 from modelwright.core.units import seconds_text
 from modelwright.methods.objectives import Objective
 from modelwright.plan.devices import LAYOUT, checked, settings_file, shipped

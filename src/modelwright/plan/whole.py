@@ -6,13 +6,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from modelwright.core import execute as work
 from modelwright.core.errors import UserError, UserErrors
-from modelwright.core.execute import Adjust, Step, as_told
+from modelwright.core.estimate import Estimate, Given, Machine
 from modelwright.core.parallel import Parallel
+from modelwright.core.predict import Adjust, as_told, givens, known, predict
 from modelwright.core.recipe import Budget, Loaded
 from modelwright.core.spec import kind_of
-from modelwright.core.stage import Estimate, Given, Machine
+from modelwright.core.steps import Step
 from modelwright.core.units import bytes_text, seconds_text, text_table, usd_text
 from modelwright.plan import devices, money
 from modelwright.plan._lint import Finding
@@ -249,7 +249,7 @@ def spread(loaded: Loaded, steps: Sequence[Step], machine: Machine) -> Parallel:
     if machine.devices == 1 or not any(step.stage.spreads for step in steps):
         return Parallel()
     by_data = Parallel(data=machine.devices)
-    estimates = work.predict(steps, machine, loaded.recipe.seed, parallel=by_data)
+    estimates = predict(steps, machine, loaded.recipe.seed, parallel=by_data)
     cards = [need for one in estimates.values() if one.device_memory for need in needs(one, machine)[:1]]
     return by_data if all(need.fits for need in cards) else Parallel(shard=machine.devices)
 
@@ -258,7 +258,7 @@ def predicted(loaded: Loaded, steps: Sequence[Step], on: Target, adjust: Adjust)
     """`adjust` is what runs here taught, and so for this machine alone."""
     runtime, machine = loaded.recipe.runtime, on.machine
     parallel = spread(loaded, steps, machine)
-    found = work.predict(steps, machine, loaded.recipe.seed, as_told if on.device else adjust, parallel, runtime.memory)
+    found = predict(steps, machine, loaded.recipe.seed, as_told if on.device else adjust, parallel, runtime.memory)
     return parallel, {name: on_card(one, machine) for name, one in found.items()}
 
 
@@ -306,7 +306,7 @@ def plan(loaded: Loaded, steps: Sequence[Step], on: Target, adjust: Adjust) -> P
 
 def _notes(loaded: Loaded, steps: Sequence[Step], estimates: dict[str, Estimate], unbilled: bool) -> Iterator[str]:
     """What is guessed, or left out of the sum that the budget is held against."""
-    facts = work.known(steps, estimates)
+    facts = known(steps, estimates)
     yield from filter(None, (unsized(s.name, s.stage, facts[s.name]) for s in steps if s.artifact is None))
     if unbilled and loaded.recipe.budget is not None and loaded.recipe.budget.usd is not None:
         yield "no electricity is in the sum, for want of what this machine draws: `modelwright bench machine --power-w WATTS`"
@@ -324,7 +324,7 @@ def _short(
     todo = [step for step in steps if step.artifact is None and not step.stage.works]
     if all(need.fits for step in todo for need in needs(estimates[step.name], on.machine)):
         return
-    given = work.givens(steps, estimates, on.machine, loaded.recipe.seed, parallel)
+    given = givens(steps, estimates, on.machine, loaded.recipe.seed, parallel)
     for step in todo:
         found = fit(step.stage, given[step.name], step.name, adjust=as_told if on.device else adjust)
         if found.needs and not found.need.fits:
@@ -342,7 +342,7 @@ def _proposals(loaded: Loaded, steps: Sequence[Step], on: Target, adjust: Adjust
     largest = max(broken.left, key=lambda row: money.value_of(excess[0].what, row.cost) or 0.0)
     step = next(step for step in steps if step.name == largest.stage)
     estimates = {row.stage: row.estimate for row in broken.rows}
-    given = work.givens(steps, estimates, on.machine, loaded.recipe.seed, broken.parallel)[largest.stage]
+    given = givens(steps, estimates, on.machine, loaded.recipe.seed, broken.parallel)[largest.stage]
     yield from _fewer(largest, step, excess)
     yield from _adapter(largest, step, given, broken.total, as_told if on.device else adjust)
 
@@ -350,11 +350,11 @@ def _proposals(loaded: Loaded, steps: Sequence[Step], on: Target, adjust: Adjust
 def _other_devices(loaded: Loaded, steps: Sequence[Step], on: Target, adjust: Adjust, budget: Budget) -> Iterator[str]:
     """Devices with a price, or lent for nothing, on which the plan keeps its budget and fits."""
     found = []
-    for name, known in devices.table(on.devices_file).items():
+    for name, listed in devices.table(on.devices_file).items():
         priced = money.rent(on.table, name, 1) or any(row.device == name for row in on.table.free)
-        if known.row.device in ("cpu", "tpu") or not priced:
+        if listed.row.device in ("cpu", "tpu") or not priced:
             continue
-        other = on._replace(machine=devices.machine(known), device=name, many=1)
+        other = on._replace(machine=devices.machine(listed), device=name, many=1)
         try:
             _, estimates = predicted(loaded, steps, other, adjust)
         except UserError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from modelwright.core.stage import Span
+from modelwright.core.estimate import Span
 from modelwright.core.units import bytes_text
 from modelwright.methods.sources import Source
 from modelwright.methods.steps import Choosing, Step

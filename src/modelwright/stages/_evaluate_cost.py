@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import cast
 
+from modelwright.core.estimate import Estimate, Facts, Given, Machine, Part, Shape, Span, estimate, imports
 from modelwright.core.passes import passed, written_s
 from modelwright.core.spec import kind_of
-from modelwright.core.stage import Estimate, Facts, Given, Machine, Part, Shape, Span, estimate, imports
 from modelwright.core.units import bytes_text, count_text
 from modelwright.methods.decoders import Decoder
 from modelwright.methods.engines import ENGINES, EngineSpec

@@ -18,8 +18,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
+from modelwright.core.estimate import Facts
 from modelwright.core.events import Log
-from modelwright.core.stage import Facts, Run
+from modelwright.core.stage import Run
 from modelwright.methods.architectures import shape_of
 from modelwright.stages._trace_open import Known, configured, opened
 from modelwright.stages._trace_rows import Made, Words, made

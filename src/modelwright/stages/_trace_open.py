@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from modelwright.core.execute import Parent, Step
+from modelwright.core.estimate import Facts, Given, Shape
 from modelwright.core.spec import kind_of
-from modelwright.core.stage import Facts, Given, Shape, parse_ref
+from modelwright.core.stage import parse_ref
+from modelwright.core.steps import Parent, Step
 from modelwright.methods.architectures._common import decoder
 from modelwright.stages._train_cost import guess
 from modelwright.stages._train_open import fitted

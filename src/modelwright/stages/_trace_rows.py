@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from modelwright.core.stage import Facts
+from modelwright.core.estimate import Facts
 from modelwright.methods.objectives import ANSWER_FRAC, BRANCH_FRAC
 from modelwright.stages._train_memory import LEAST_TOKENS
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 from modelwright.core.errors import UserError
-from modelwright.core.execute import Parent, Step
 from modelwright.core.spec import kind_of
 from modelwright.core.stage import Input
+from modelwright.core.steps import Parent, Step
 
 if TYPE_CHECKING:
     from modelwright.stages._train_spec import Training

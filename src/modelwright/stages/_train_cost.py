@@ -6,11 +6,11 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from modelwright.core.estimate import Estimate, Facts, Machine, Shape, estimate
 from modelwright.core.memory import Asks, Stepper
 from modelwright.core.memory.modules import Beside
 from modelwright.core.memory.weights import Weight
 from modelwright.core.parallel import Parallel
-from modelwright.core.stage import Estimate, Facts, Machine, Shape, estimate
 from modelwright.core.units import bytes_text
 from modelwright.stages import _train_memory as memories
 from modelwright.stages import _train_time as times

@@ -7,8 +7,9 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from modelwright.core.estimate import Facts
 from modelwright.core.events import Log
-from modelwright.core.stage import Facts, Run
+from modelwright.core.stage import Run
 from modelwright.methods.architectures import shape_of
 from modelwright.stages._train_open import Opened
 from modelwright.stages._train_rows import Prepared

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from modelwright.core.errors import UserError
+from modelwright.core.estimate import Shape
 from modelwright.core.parallel import Parallel
 from modelwright.core.spec import kind_of
-from modelwright.core.stage import Shape
 
 if TYPE_CHECKING:
     from modelwright.stages._train_spec import Training

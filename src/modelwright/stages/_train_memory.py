@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
+from modelwright.core.estimate import Machine, Part, Quantity
 from modelwright.core.memory import Account, Training, training_account
 from modelwright.core.memory.own import Texts, Work
-from modelwright.core.stage import Machine, Part, Quantity
 from modelwright.core.units import bytes_text, count_text
 
 if TYPE_CHECKING:

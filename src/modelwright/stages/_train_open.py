@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from modelwright.core.errors import UserError
-from modelwright.core.stage import Run, Shape
+from modelwright.core.estimate import Shape
+from modelwright.core.stage import Run
 from modelwright.methods.architectures import shape_of
 from modelwright.stages._train_arranged import arranger
 from modelwright.stages._train_layouts import not_own

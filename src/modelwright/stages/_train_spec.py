@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal, Protocol
 
-from modelwright.core.stage import Facts, Mix, Shape
+from modelwright.core.estimate import Facts, Shape
+from modelwright.core.stage import Mix
 from modelwright.methods.adapters import Adapter
 from modelwright.methods.architectures import Architecture
 from modelwright.methods.growers import Grower

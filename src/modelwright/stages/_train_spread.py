@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modelwright.core.errors import UserError, missing_extra
+from modelwright.core.estimate import Facts
 from modelwright.core.events import Log
 from modelwright.core.memory import state_bytes
 from modelwright.core.parallel import LAUNCHERS, Parallel
-from modelwright.core.stage import STAGES, Facts, Input, Run, Stats
+from modelwright.core.stage import STAGES, Input, Run, Stats
 from modelwright.core.store import write_json
 from modelwright.core.units import bytes_text
 from modelwright.methods.launchers import Launcher, job_of

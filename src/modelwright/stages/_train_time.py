@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from modelwright.core.estimate import Machine, Span, imports
 from modelwright.core.passes import Passed, passed, products_s
-from modelwright.core.stage import Machine, Span, imports
 from modelwright.core.units import count_text
 
 if TYPE_CHECKING:

@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
+from modelwright.core.estimate import Shape
 from modelwright.core.events import read_events
 from modelwright.core.flops import training_flops_per_token
 from modelwright.core.load import Sampler
 from modelwright.core.spec import Spec
-from modelwright.core.stage import Run, Shape
+from modelwright.core.stage import Run
 from modelwright.methods.trackers import flat, tracked
 
 if TYPE_CHECKING:

@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from modelwright.core.errors import UserError
+from modelwright.core.estimate import Facts, Given, Machine
 from modelwright.core.events import Log
-from modelwright.core.execute import Step, resolve_input
+from modelwright.core.execute import resolve_input
 from modelwright.core.measure import Laps, Meter
 from modelwright.core.parallel import Parallel
 from modelwright.core.record import Record, write_records
 from modelwright.core.spec import kind_of
-from modelwright.core.stage import Facts, Given, Input, Machine, Mix, Run, Stage
+from modelwright.core.stage import Input, Mix, Run, Stage
+from modelwright.core.steps import Step
 from modelwright.core.store import Artifact
 from modelwright.methods.sources import open_records
 

@@ -12,8 +12,9 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import AfterValidator, Field
 
 from modelwright.core.errors import UserError
+from modelwright.core.estimate import Estimate, Facts, Given, estimate
 from modelwright.core.spec import Runtime
-from modelwright.core.stage import Estimate, Facts, Given, Run, Stage, Stats, estimate
+from modelwright.core.stage import Run, Stage, Stats
 from modelwright.core.store import write_json
 from modelwright.core.units import bytes_text
 from modelwright.stages._crawl_pages import ready

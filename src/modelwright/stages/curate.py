@@ -16,11 +16,12 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple, cast
 from pydantic import BeforeValidator, Field, PrivateAttr
 
 from modelwright.core.errors import UserError
+from modelwright.core.estimate import Estimate, Facts, Given, estimate
 from modelwright.core.events import Log
 from modelwright.core.measure import cores
 from modelwright.core.record import Record
 from modelwright.core.spec import Spec, kind_of
-from modelwright.core.stage import Check, Estimate, Facts, Given, Run, Stage, Stats, estimate
+from modelwright.core.stage import Check, Run, Stage, Stats
 from modelwright.core.units import bytes_text
 from modelwright.methods.sources import SOURCES, Source
 from modelwright.methods.steps import STEPS, Choosing, Drop, Numbers, Step

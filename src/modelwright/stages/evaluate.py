@@ -13,9 +13,10 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 from pydantic import Field, model_validator
 
 from modelwright.core.errors import UserError
+from modelwright.core.estimate import Estimate, Given, check_goes_on
 from modelwright.core.measure import Laps
 from modelwright.core.spec import Runtime, Spec, kind_of
-from modelwright.core.stage import Accepts, Check, Estimate, Given, Input, Refs, Run, Stage, Stats, check_goes_on, parse_ref
+from modelwright.core.stage import Accepts, Check, Input, Refs, Run, Stage, Stats, parse_ref
 from modelwright.methods.decoders import DECODERS, Decoder
 from modelwright.methods.engines import ENGINES, EngineSpec, open_engine, pick
 from modelwright.methods.sources import open_records

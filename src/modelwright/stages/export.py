@@ -14,25 +14,12 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from modelwright.core.estimate import Estimate, Facts, Given, Shape, Span, check_goes_on, estimate, imports
 from modelwright.core.measure import Laps
 from modelwright.core.passes import passed, written_s
 from modelwright.core.record import Message, Record
 from modelwright.core.spec import Spec, kind_of
-from modelwright.core.stage import (
-    Estimate,
-    Facts,
-    Given,
-    Ref,
-    Refs,
-    Run,
-    Shape,
-    Span,
-    Stage,
-    Stats,
-    check_goes_on,
-    estimate,
-    imports,
-)
+from modelwright.core.stage import Ref, Refs, Run, Stage, Stats
 from modelwright.core.units import bytes_text, count_text
 from modelwright.methods.exporters import EXPORTERS, Evidence, Exporter
 from modelwright.methods.sources import open_records

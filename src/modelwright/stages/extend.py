@@ -18,10 +18,11 @@ from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from modelwright.core.errors import UserError
+from modelwright.core.estimate import Estimate, Facts, Given, Span, estimate, imports
 from modelwright.core.events import Log
 from modelwright.core.record import Record
 from modelwright.core.spec import Spec
-from modelwright.core.stage import Accepts, Check, Estimate, Facts, Given, Ref, Refs, Run, Span, Stage, Stats, estimate, imports
+from modelwright.core.stage import Accepts, Check, Ref, Refs, Run, Stage, Stats
 from modelwright.core.units import bytes_text
 from modelwright.methods.architectures import shape_of
 from modelwright.methods.sources import open_records

@@ -14,9 +14,10 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, field_validator
 
 from modelwright.core.errors import UserError
+from modelwright.core.estimate import Estimate, Facts, Given, Span, estimate
 from modelwright.core.record import Record
 from modelwright.core.spec import Kinds, kind_of
-from modelwright.core.stage import Check, Estimate, Facts, Given, Mix, Refs, Run, Span, Stage, Stats, estimate
+from modelwright.core.stage import Check, Mix, Refs, Run, Stage, Stats
 from modelwright.core.units import bytes_text
 from modelwright.methods.sources import open_records
 from modelwright.methods.steps import content

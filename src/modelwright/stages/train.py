@@ -12,11 +12,12 @@ from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from modelwright.core.errors import UserError
+from modelwright.core.estimate import Estimate, Facts, Given, Shape
 from modelwright.core.memory import ROOM_BYTES, micro_tokens, state_of_each
 from modelwright.core.memory.weights import Weight, weights_of
 from modelwright.core.parallel import elsewhere
 from modelwright.core.spec import Runtime, Spec, kind_of
-from modelwright.core.stage import Accepts, Check, Estimate, Facts, Given, Refs, Run, Shape, Stage, Stats
+from modelwright.core.stage import Accepts, Check, Refs, Run, Stage, Stats
 from modelwright.methods.adapters import ADAPTERS, Adapter
 from modelwright.methods.architectures import ARCHITECTURES, Architecture
 from modelwright.methods.growers import GROWERS, Grower

@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, NamedTuple, Protocol
 
+from modelwright.core.estimate import Part, Shape
 from modelwright.core.memory import modules, spread
 from modelwright.core.memory import own as ours
 from modelwright.core.memory.modules import Beside
 from modelwright.core.memory.own import Moment, Sides, Texts, Work
 from modelwright.core.memory.weights import Place, Weight, total
 from modelwright.core.parallel import Parallel
-from modelwright.core.stage import Part, Shape
 from modelwright.core.units import count_text
 
 LOGITS_COPIES = 2.0

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from typing import NamedTuple, Protocol
 
+from modelwright.core.estimate import Shape
 from modelwright.core.memory.own import Sides, Work, mask_bytes
 from modelwright.core.memory.weights import total, weights_of
-from modelwright.core.stage import Shape
 
 
 class Beside(Protocol):

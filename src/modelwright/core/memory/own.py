@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from modelwright.core.estimate import Shape
 from modelwright.core.memory.weights import head_width
-from modelwright.core.stage import Shape
 
 MOST_WANTED = 0.8
 """Share of positions in the loss from which on the last layer runs for all tokens (`nn/model.py`)."""

@@ -14,8 +14,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from modelwright.core.estimate import Part, Shape
 from modelwright.core.memory.weights import head_width, weights_of
-from modelwright.core.stage import Part, Shape
 from modelwright.core.units import bytes_text, count_text
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
-from modelwright.core.stage import Shape
+from modelwright.core.estimate import Shape
 
 Place = Literal["attention", "mlp", "experts", "norm", "table", "head", "last"]
 """Where a weight is used: in a layer's attention, its MLP, its experts, its norms; as embeddings, as a head of its own; behind

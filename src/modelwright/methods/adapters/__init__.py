@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from modelwright.core.estimate import Shape
 from modelwright.core.memory.weights import Weight, total
 from modelwright.core.spec import Kinds, Spec
-from modelwright.core.stage import Shape
 
 ADAPTERS = Kinds(__name__, f"{__name__}:Adapter")
 

@@ -12,9 +12,9 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from modelwright.core.errors import UserError
+from modelwright.core.estimate import Shape
 from modelwright.core.memory.weights import Place, Weight
 from modelwright.core.spec import Advice
-from modelwright.core.stage import Shape
 from modelwright.methods.adapters import Adapter
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")

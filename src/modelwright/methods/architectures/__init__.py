@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from modelwright.core.estimate import Shape
 from modelwright.core.spec import Kinds, Spec
-from modelwright.core.stage import Shape
 
 ARCHITECTURES = Kinds(__name__, f"{__name__}:Architecture")
 

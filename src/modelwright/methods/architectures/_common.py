@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from modelwright.core.errors import UserError
-from modelwright.core.stage import Shape
+from modelwright.core.estimate import Shape
 
 INIT_STD = 0.02
 

@@ -12,8 +12,8 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
+from modelwright.core.estimate import Shape
 from modelwright.core.spec import Advice
-from modelwright.core.stage import Shape
 from modelwright.methods.architectures import Architecture
 from modelwright.methods.architectures._common import check_even_split, common, noise, rope, up_to, width_and_heads
 

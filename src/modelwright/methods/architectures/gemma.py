@@ -17,8 +17,8 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
+from modelwright.core.estimate import Shape
 from modelwright.core.spec import Advice
-from modelwright.core.stage import Shape
 from modelwright.methods.architectures import Architecture
 from modelwright.methods.architectures._common import check_heads, check_split, decoder, noise, rope, width_and_heads
 

@@ -14,8 +14,8 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from modelwright.core.estimate import Shape
 from modelwright.core.spec import Advice
-from modelwright.core.stage import Shape
 from modelwright.methods.architectures import Architecture
 from modelwright.methods.architectures._common import check_heads, decoder, half_of, noise, rope, up_to, width_and_heads
 

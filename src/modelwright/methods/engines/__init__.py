@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 from modelwright.core.errors import UserError
+from modelwright.core.estimate import Part, Shape
 from modelwright.core.record import Message
 from modelwright.core.spec import Kinds, Spec
-from modelwright.core.stage import Part, Shape
 
 ENGINES = Kinds(__name__, f"{__name__}:EngineSpec")
 

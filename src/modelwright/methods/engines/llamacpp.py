@@ -15,9 +15,9 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from modelwright.core.errors import UserError
+from modelwright.core.estimate import Part, Shape
 from modelwright.core.memory.serving import CODINGS, serving_parts
 from modelwright.core.spec import Advice, Runtime
-from modelwright.core.stage import Part, Shape
 from modelwright.methods.engines import EngineSpec
 from modelwright.methods.engines._grammar import words_of_bytes
 from modelwright.methods.engines._llama_adapters import Loras, gguf_of

@@ -14,9 +14,9 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from modelwright.core.errors import UserError
+from modelwright.core.estimate import Part, Shape
 from modelwright.core.memory.serving import CODINGS, cache_bytes, serving_parts
 from modelwright.core.spec import Advice, Runtime
-from modelwright.core.stage import Part, Shape
 from modelwright.methods.engines import EngineSpec, Request, Rule, Speculate
 from modelwright.methods.engines._branches import WorkerBranches
 from modelwright.methods.engines._grammar import refusal, words_of_fast

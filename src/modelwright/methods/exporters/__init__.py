@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from modelwright.core.estimate import Shape
 from modelwright.core.events import Log
 from modelwright.core.spec import Kinds, Spec
-from modelwright.core.stage import Shape
 
 EXPORTERS = Kinds(__name__, f"{__name__}:Exporter")
 

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from modelwright.core.stage import Shape
+from modelwright.core.estimate import Shape
 
 BLOCKS = {
     "f32": (1, 4),

@@ -15,9 +15,9 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from modelwright.core.errors import UserError, missing_extra
+from modelwright.core.estimate import Shape
 from modelwright.core.events import Log
 from modelwright.core.spec import Advice
-from modelwright.core.stage import Shape
 from modelwright.methods.exporters import Evidence, Exporter, _types
 
 FILE = "model.gguf"

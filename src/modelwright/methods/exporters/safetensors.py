@@ -13,9 +13,9 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from modelwright.core.errors import UserError
+from modelwright.core.estimate import Shape
 from modelwright.core.events import Log
 from modelwright.core.spec import Advice
-from modelwright.core.stage import Shape
 from modelwright.methods.exporters import Evidence, Exporter
 
 _LIMITS = {"fp32": (0.0001, 0.0001), "bf16": (0.02, 0.05)}

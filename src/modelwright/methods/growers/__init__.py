@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from modelwright.core.estimate import Shape
 from modelwright.core.spec import Kinds, Spec
-from modelwright.core.stage import Shape
 
 GROWERS = Kinds(__name__, f"{__name__}:Grower")
 

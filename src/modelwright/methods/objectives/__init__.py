@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
 
 from pydantic import Field
 
+from modelwright.core.estimate import Shape
 from modelwright.core.memory import Asks as Asks
 from modelwright.core.memory.own import Texts
 from modelwright.core.record import Record
 from modelwright.core.spec import Kinds, Spec
-from modelwright.core.stage import Shape
 
 if TYPE_CHECKING:
     from torch import Tensor

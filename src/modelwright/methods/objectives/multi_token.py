@@ -13,8 +13,8 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
+from modelwright.core.estimate import Shape
 from modelwright.core.spec import Advice, Spec
-from modelwright.core.stage import Shape
 from modelwright.methods.objectives import Batch, CrossEntropy, Loss, Needs, Policy
 
 

@@ -14,9 +14,9 @@ from typing import Any, ClassVar, NamedTuple
 from pydantic import Field
 
 from modelwright.core.errors import UserError
+from modelwright.core.estimate import Shape
 from modelwright.core.memory.weights import Weight
 from modelwright.core.spec import Kinds, Spec
-from modelwright.core.stage import Shape
 
 OPTIMIZERS = Kinds(__name__, f"{__name__}:Optimizer")
 

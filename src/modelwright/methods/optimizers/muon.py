@@ -11,9 +11,9 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
+from modelwright.core.estimate import Shape
 from modelwright.core.memory.weights import Weight
 from modelwright.core.spec import Advice, Spec
-from modelwright.core.stage import Shape
 from modelwright.methods.adapters import Adapter
 from modelwright.methods.optimizers import Named, Optimizer, Rates, decay_groups, is_hidden_matrix
 

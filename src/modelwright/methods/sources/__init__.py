@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from modelwright.core.errors import UserError
+from modelwright.core.estimate import Facts
 from modelwright.core.events import Log
 from modelwright.core.record import Record, read_records
 from modelwright.core.spec import Kinds, Spec
-from modelwright.core.stage import Facts, Input, parse_ref
+from modelwright.core.stage import Input, parse_ref
 
 SOURCES = Kinds(__name__, f"{__name__}:Source")
 

@@ -9,9 +9,9 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from modelwright.core.estimate import Facts
 from modelwright.core.events import Log
 from modelwright.core.spec import Spec
-from modelwright.core.stage import Facts
 from modelwright.methods.sources._python import Place, PythonTree, module_name, unreadable
 from modelwright.methods.sources._python_ask import SORTS, Limits, Question, number, questions
 from modelwright.methods.sources._python_objects import Function, functions

@@ -12,10 +12,10 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from modelwright.core.estimate import Facts
 from modelwright.core.events import Log
 from modelwright.core.record import Message, Record
 from modelwright.core.spec import Advice, Spec
-from modelwright.core.stage import Facts
 from modelwright.methods.sources._python import locate
 from modelwright.methods.sources._python_ask import SORTS, Question
 from modelwright.methods.sources._python_asked import PythonAsked
