@@ -26,7 +26,7 @@ FILE = "model.gguf"
 class Gguf(Exporter):
     """llama.cpp's file format."""
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     advice: ClassVar[Advice] = Advice(
         "the model is to run on laptops: llama.cpp, Ollama, LM Studio, or our own `llamacpp` engine",
         "it is served by vLLM or transformers: they read the model's folder as it is",
@@ -120,7 +120,7 @@ class Gguf(Exporter):
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
         _write_vocabulary(writer, vocabulary, tokenizer, ends)
         if template := chat_template(tokenizer):
-            writer.add_chat_template(template)
+            writer.add_chat_template(_without_words(template, tokenizer))
         _write_tensors(writer, source, tensors, kinds, log)
         bos, eos = tokenizer.bos_token or "", tokenizer.eos_token or ""
         stops, context = _modelfile.stops(tokenizer, ends), source.config["max_position_embeddings"]
@@ -198,6 +198,12 @@ def _special_texts(tokenizer: Any) -> list[str]:
     """Special tokens inside text, side by side and with white space around them."""
     special = [added.content for _, added in sorted(tokenizer.added_tokens_decoder.items())][:64]
     return [f"a{token}b {token} c\n{token}{token}\n" for token in special] + ["".join(special)]
+
+
+def _without_words(template: str, tokenizer: Any) -> str:
+    """llama.cpp takes token 11 for the start and the end of text where a vocabulary has none, and would write that word."""
+    missing = [name for name in ("bos_token", "eos_token") if name in template and not getattr(tokenizer, name)]
+    return "".join(f"{{% set {name} = '' %}}" for name in missing) + template
 
 
 def _write_vocabulary(writer: Any, vocabulary: Any, tokenizer: Any, ends: frozenset[int]) -> None:
