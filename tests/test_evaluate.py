@@ -401,7 +401,7 @@ BASE = {"kind": "evaluate", "model": "new", "data": "pairs:test", "tasks": ["exa
     ],
 )
 def test_faults_of_the_recipe(change, match):
-    from modelwright.core.recipe import build
+    from modelwright.core.faults import build
     from modelwright.core.stage import STAGES
 
     spec, faults = build(STAGES, BASE | change, ())

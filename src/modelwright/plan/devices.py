@@ -20,8 +20,8 @@ from pydantic import Field, ValidationError
 
 from modelwright.core.errors import UserError, UserErrors
 from modelwright.core.estimate import Machine
+from modelwright.core.faults import faults_of
 from modelwright.core.places import Tree, read_yaml
-from modelwright.core.recipe import faults_of
 from modelwright.core.spec import Spec
 
 TERA, GIGA = 1e12, 1e9
