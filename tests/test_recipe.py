@@ -43,6 +43,8 @@ def test_good_recipe_loads():
         ("count: 4", "count: many", ["recipe:4 stages.corpus.count", "valid integer", "'many'"]),
         ("weight: 2", "wieght: 2", ["recipe:11 stages.chat.data.0.wieght", "unknown key", "did you mean 'weight'?"]),
         (", weight: 1}", "}", ["recipe:10 stages.chat.data", "give every source a `weight`", "corpus has none"]),
+        ("weight: 2", "weight: .inf", ["recipe:11 stages.chat.data.0.weight", "finite number"]),
+        ("weight: 2", "weight: .nan", ["recipe:11 stages.chat.data.0.weight", "finite number"]),
         ("weight: 2", "weight: -1", ["recipe:11 stages.chat.data.0.weight", "greater than 0"]),
         ("{kind: learn, data: corpus}", "{kind: learn}", ["recipe:6 stages.base.data", "needs 'data'", "Rows to learn from"]),
         ("{kind: learn, data: corpus}", "{data: corpus}", ["recipe:6 stages.base", "needs `kind:`", "learn, words"]),

@@ -58,7 +58,7 @@ class Advice(NamedTuple):
 class Spec(BaseModel):
     """A typed, frozen node of a recipe. Unknown keys are refused; every field has a docstring."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
     version: ClassVar[int] = 1
     """Bump when the code makes different bytes from the same fields. A refactor does not."""
