@@ -1,6 +1,7 @@
 """What fits: bisection is maximal, every change lowers the estimate and loads as it is typed, and what cannot fit is refused."""
 
 import json
+import re
 
 import pytest
 
@@ -14,6 +15,7 @@ from modelwright.core.stage import STAGES
 from modelwright.plan import _fit_models as models
 from modelwright.plan import _fit_serve as serve
 from modelwright.plan import fit as fitting
+from modelwright.plan._advise_facts import data
 from modelwright.plan.models import bases, named, of_folder, of_params
 
 SMALL = Shape(layers=12, hidden=768, intermediate=2048, heads=12, kv_heads=12, vocab=32000)
@@ -109,7 +111,8 @@ def test_every_change_gives_memory_and_loads_as_typed(memory_bytes, fields):
         assert change.costs and change.sets
     assert not any(change.enough for change in found.changes[:-1] if change.here)
     assert [change for change in found.changes if change.here][-1].enough == bool(found.needed)
-    _loads(stage, [text for change in found.changes for text in change.sets])
+    _loads(stage, typed := [text for change in found.changes for text in change.sets])
+    assert all(re.search("@[0-9a-f]{40}$", text) for text in typed if "=hf:" in text), "a plan asks no network for a commit"
     if found.needed:
         again = _loads(stage, found.needed)
         assert fitting.tried(again, _with_start(known, again.start)).fits
@@ -123,7 +126,7 @@ def _loads(stage, overrides):
 
 
 def _with_start(known, start):
-    shape = next((base.shape for base in bases() if start == f"hf:{base.hub}"), SMALL)
+    shape = SMALL if start == "hf:a/b" else named(start.removeprefix("hf:").partition("@")[0]).shape
     return known._replace(parents={**known.parents, start: Facts(type="model", shape=shape)})
 
 
@@ -293,6 +296,19 @@ def test_a_number_of_weights_is_the_nearest_model_with_other_layers():
             of_params(wrong)
 
 
+def test_a_tuned_model_has_the_sizes_of_its_base():
+    """Those that `advise` starts from were planned as a small model's of unknown sizes."""
+    for hub, like in (
+        ("HuggingFaceTB/SmolLM2-135M-Instruct", "SmolLM2-135M"), ("meta-llama/Llama-3.1-8B-Instruct", "Llama-3.1-8B"),
+        ("google/gemma-3-4b-it", "Gemma-3-4B"), ("mistralai/Mistral-7B-Instruct-v0.3", "Mistral-7B"),
+    ):  # fmt: skip
+        assert named(hub).name == like
+    assert all(named(start.start.removeprefix("hf:").partition("@")[0]).name == start.like for start in data().starts)
+    for other in ("me/Qwen3-4B-Instruct-2507-mine", "me/Qwen3-4B"):
+        with pytest.raises(UserError):
+            named(other)
+
+
 def test_a_folder_is_read_as_transformers_reads_it(tmp_path):
     transformers = pytest.importorskip("transformers")
     from modelwright.methods.architectures import shape_of
@@ -408,6 +424,24 @@ def test_the_command_without_a_recipe(capsys):
     assert "qlora*" in out and all(base.name in out for base in bases())
     assert main(["fit", "--device", "t4", "--serve", "Qwen3-4B"]) == 0
     assert "q4_k_m" in capsys.readouterr().out
+
+
+def test_the_command_on_the_model_that_a_recipe_makes(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows.jsonl").write_text('{"text": "a b c"}\n' * 4)
+    (tmp_path / "r.yaml").write_text(RECIPE + "  small: {kind: export, model: base, format: {kind: gguf, type: q8_0}}\n")
+    for option, said in (("--serve", "1024+"), ("--model", "rank up to")):
+        assert main(["fit", option, "r.yaml", "--device", "t4"]) == 0
+        shown = capsys.readouterr().out
+        assert said in shown and "small of r.yaml" in shown
+        assert main(["fit", option, "r.yaml", "--device", "t4", "--stage", "base"]) == 0
+        assert "base of r.yaml" in capsys.readouterr().out
+        for wrong, told in (("r.yaml --stage vocab", "it has: base, small"), ("Qwen3-4B --stage base", "goes with a recipe")):
+            assert main(["fit", option, *wrong.split()]) == 2
+            assert told in capsys.readouterr().err
+    (tmp_path / "n.yaml").write_text(RECIPE[: RECIPE.index("  vocab")])
+    assert main(["fit", "--serve", "n.yaml"]) == 2
+    assert "no stage of n.yaml makes a model" in capsys.readouterr().err
 
 
 def test_mistakes_on_the_command_line(capsys):

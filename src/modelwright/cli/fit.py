@@ -30,12 +30,12 @@ def options() -> argparse.ArgumentParser:
     made = _options.parser("fit", ABOUT, recipe=False)
     made.add_argument("recipe", nargs="?", type=Path, help="the recipe's .yaml file; without: the public models")
     _options.add_overrides(made)
-    made.add_argument("--stage", metavar="NAME", help="this stage of the recipe alone")
+    made.add_argument("--stage", metavar="NAME", help="this stage of the recipe alone; of one for --model, what it makes")
     made.add_argument("--device", metavar="NAME", help="a device by name, such as t4 (default: this machine)")
     made.add_argument("--devices", type=int, metavar="N", help="so many of it (1)")
     made.add_argument("--devices-file", type=Path, metavar="FILE", help="rows of your own beside the table of devices")
     made.add_argument("--params", metavar="3B", help="a model of so many weights, in place of a recipe")
-    made.add_argument("--model", metavar="MODEL", help="a public model by name, or a folder with config.json")
+    made.add_argument("--model", metavar="MODEL", help="a public model by name, a folder with config.json, or a recipe")
     made.add_argument("--serve", metavar="MODEL", help="the same, to be served: context and sequences")
     made.add_argument("--method", metavar="METHOD", help=f"full, lora, qlora, dpo or grpo ({METHOD})")
     made.add_argument("--length", type=int, metavar="TOKENS", help=f"of a row ({LENGTH})")
@@ -55,18 +55,18 @@ def main(args: list[str]) -> int:
     if given.recipe is not None:
         return _recipe(given, machine)
     if given.serve is not None:
-        return _serve(given, _base(given.serve), machine)
+        return _serve(given, _base(given.serve, given), machine)
     if given.params is not None or given.model is not None:
         from modelwright.plan.models import of_params
 
-        return _model(given, of_params(given.params) if given.params else _base(given.model), machine)
+        return _model(given, of_params(given.params) if given.params else _base(given.model, given), machine)
     return _models(given, machine)
 
 
 def _refuse_unread(parse: argparse.ArgumentParser, given: argparse.Namespace, what: str) -> None:
     """Nothing that is typed does nothing. `what` is asked about; '' for all public models."""
     training = {"params", "model"}
-    goes_with = {"stage": {"recipe"}, "method": training, "rank": training, "length": training | {""}}
+    goes_with = {"stage": {"recipe", "model", "serve"}, "method": training, "rank": training, "length": training | {""}}
     for option, asked in goes_with.items():
         if getattr(given, option) is not None and what not in asked:
             parse.error(f"--{option} goes with {' or '.join(_words(name) for name in sorted(asked))}")
@@ -92,10 +92,35 @@ def _machine(given: argparse.Namespace) -> Machine:
     return found
 
 
-def _base(text: str) -> Base:
+def _base(text: str, given: argparse.Namespace) -> Base:
     from modelwright.plan import models
 
-    return models.of_folder(Path(text)) if Path(text).exists() else models.named(text)
+    path = Path(text)
+    if path.suffix in (".yaml", ".yml"):
+        return _of_recipe(path, given)
+    if given.stage is not None:
+        raise UserError(f"--stage goes with a recipe, and {text} is none", fix="leave it out, or name a .yaml file")
+    return models.of_folder(path) if path.exists() else models.named(text)
+
+
+def _of_recipe(path: Path, given: argparse.Namespace) -> Base:
+    """The model that the recipe makes: that of its last stage, or of the one that is named."""
+    from modelwright.api import load
+    from modelwright.core.predict import predict
+    from modelwright.plan.machine import this_machine
+    from modelwright.plan.models import Base
+
+    project = load(path, store=given.store)
+    estimates = predict(project.steps(), this_machine(), project.recipe.seed)
+    made = {name: one.facts[""] for name, one in estimates.items() if "" in one.facts and one.facts[""].shape is not None}
+    if given.stage is not None and given.stage not in made:
+        raise UserError(f"{path} has no stage {given.stage!r} that makes a model", fix=f"it has: {', '.join(made) or 'none'}")
+    if not made:
+        raise UserError(f"no stage of {path} makes a model", fix="name a recipe with a training, or a model")
+    name = given.stage or list(made)[-1]
+    shape, context = made[name].shape, made[name].context
+    assert shape is not None
+    return Base(f"{name} of {path.name}", shape, context=int(context or 0))
 
 
 def _title(machine: Machine) -> str:
@@ -256,7 +281,7 @@ def _cell(need: Need, again: bool) -> str:
 
 
 def _serve(given: argparse.Namespace, base: Base, machine: Machine) -> int:
-    from modelwright.plan._fit_serve import contexts, serving
+    from modelwright.plan._fit_serve import MOST_SEQUENCES, contexts, serving
 
     found = serving(base, machine)
     if given.json:
@@ -274,7 +299,8 @@ def _serve(given: argparse.Namespace, base: Base, machine: Machine) -> int:
         row = {"weights": one.weights, "keys, values": one.cache if one.here else f"{one.cache}*"}
         row["longest"] = f"{one.longest:,}"
         for size, count in zip(contexts(base), one.sequences, strict=True):
-            row[f"{size // 1024}k"] = "-" if count is None else str(count)
+            more = "+" if count == MOST_SEQUENCES else ""
+            row[f"{size // 1024}k" if size >= 1024 else str(size)] = "-" if count is None else f"{count}{more}"
         rows.append(row)
     print_table(rows, title=f"{base.name}: sequences at once, by their length\n{_title(machine)}")
     if nowhere := list(dict.fromkeys(one.weights for one in found if one.longest is None)):

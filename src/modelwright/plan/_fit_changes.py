@@ -21,9 +21,11 @@ from modelwright.core.parallel import Parallel
 from modelwright.core.spec import Spec, kind_of
 from modelwright.core.stage import parse_ref
 from modelwright.core.units import bytes_text, count_text
+from modelwright.methods.objectives import Objective
+from modelwright.plan._advise_facts import Start, data
 from modelwright.plan._fit_models import in_four_bits
 from modelwright.plan.fit import STEP, Change, Tried, attempt, largest
-from modelwright.plan.models import bases
+from modelwright.plan.models import named
 
 LEAST_FRAC = 0.005
 """Changes that give less of the memory than this are left out: they are lost in the interval."""
@@ -242,14 +244,22 @@ def _smaller(now: Tried, lengths: Lengths) -> Option | None:
     if start is None or parse_ref(start).kind == "stage":  # an earlier stage decides how large it is
         return None
     has = now.given.parents[start].shape
-    for base in reversed(bases()):
-        ref = f"hf:{base.hub}"
-        given = now.given._replace(parents={**now.given.parents, ref: Facts(type="model", shape=base.shape)})
-        smaller = has is None or base.params < has.params
-        if smaller and ((then := attempt(now, {"start": ref}, given)) is not None) and (then.fits or base is bases()[0]):
-            what = f"a start of {count_text(base.params)} weights, such as {base.name}"
-            return Option(what, {"start": ref}, "fewer weights know less", given)
+    for one in (starts := _starts(now)):
+        shape = named(one.like).shape
+        given = now.given._replace(parents={**now.given.parents, one.start: Facts(type="model", shape=shape)})
+        smaller = has is None or shape.params < has.params
+        if smaller and ((then := attempt(now, {"start": one.start}, given)) is not None) and (then.fits or one is starts[-1]):
+            what = f"a start of {count_text(shape.params)} weights, such as {one.name}"
+            return Option(what, {"start": one.start}, "fewer weights know less", given)
     return None
+
+
+def _starts(now: Tried) -> list[Start]:
+    """Public models, pinned, the largest first: those that only go on with texts where texts are what is learned."""
+    objective = field_of(now.stage, "objective", None)
+    texts = isinstance(objective, Objective) and objective.needs in ("text", "documents")
+    found = [start for start in data().starts if start.chats is not texts]
+    return sorted(found, key=lambda start: -named(start.like).params)
 
 
 def _cards(now: Tried, lengths: Lengths) -> Option | None:

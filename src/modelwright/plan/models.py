@@ -9,7 +9,6 @@ from __future__ import annotations
 import difflib
 import json
 import math
-import re
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -21,7 +20,7 @@ from modelwright.core.estimate import Facts, Shape
 from modelwright.core.predict import outside
 from modelwright.core.stage import Stage
 from modelwright.core.steps import Parent, Step
-from modelwright.core.units import bytes_text, count_text
+from modelwright.core.units import bytes_text, count_of, count_text
 from modelwright.plan.devices import shipped
 
 
@@ -57,9 +56,8 @@ def _base(row: dict[str, Any]) -> Base:
 
 def named(name: str) -> Base:
     """The public model of this name, or of this address on the Hub; UserError with the nearest one."""
-    for base in bases():
-        if name.lower() in (base.name.lower(), base.hub.lower()):
-            return base
+    if (found := _alike(name)) is not None:
+        return found
     names = {base.name.lower(): base.name for base in bases()}
     near = difflib.get_close_matches(name.lower().rpartition("/")[2], names, n=1)
     raise UserError(
@@ -67,6 +65,19 @@ def named(name: str) -> Base:
         f"known: {', '.join(names.values())}",
         f"did you mean {names[near[0]]!r}?" if near else "name a folder with its config.json, or give --params 3B",
     )
+
+
+_TUNED = frozenset({"base", "pt", "instruct", "it"})
+"""Words of a name that say how far the same sizes were trained."""
+
+
+def _alike(name: str) -> Base | None:
+    """The model of this name or address, tuned or not."""
+    return next((base for base in bases() if _plain(name) in (_plain(base.name), _plain(base.hub))), None)
+
+
+def _plain(name: str) -> str:
+    return "-".join(word for word in name.lower().split("-") if word not in _TUNED)
 
 
 def with_sizes(steps: Sequence[Step]) -> list[Step]:
@@ -85,8 +96,7 @@ def _sized(parent: Parent) -> Parent:
         return _of_files(parent, parent.path)
     if not parent.ref.startswith("hf:"):
         return parent
-    hub = parent.ref.removeprefix("hf:").partition("@")[0].lower()
-    base = next((base for base in bases() if hub == base.hub.lower()), None)
+    base = _alike(parent.ref.removeprefix("hf:").partition("@")[0])
     return parent if base is None else parent._replace(facts=Facts(type="model", shape=base.shape))
 
 
@@ -114,10 +124,12 @@ def unsized(name: str, stage: Stage, parents: Mapping[str, Facts]) -> str:
 
 def of_params(text: str) -> Base:
     """`3B`, `360M`: the public model of about so many weights, with as many of its layers as come nearest to them."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([kMBT])?", text)
-    if found is None or float(found[1]) == 0:
+    try:
+        wanted = count_of(text)
+    except ValueError:
+        wanted = 0.0
+    if not wanted:
         raise UserError(f"{text!r} is no number of weights", fix="write 3B, 360M or 135000000")
-    wanted = float(found[1]) * {None: 1.0, "k": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}[found[2]]
     like = min(bases(), key=lambda base: abs(math.log(base.params / wanted)))
     if abs(like.params / wanted - 1) < 0.01:
         return like
