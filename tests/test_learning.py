@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import yaml
 
 import modelwright as mw
 from modelwright.cli.learn import DEVICES, planned
-from modelwright.cli.main import main
+from modelwright.cli.main import COMMANDS, main
 from modelwright.plan import learning
 
 NAMES = learning.names()
@@ -18,6 +19,7 @@ TINY = {
     "questions.source.package": "json",
     "corpus.source.package": "json",
     "corpus.steps": [],
+    "corpus.split": {"test": 0.4},
     "lessons.source.package": "json",
     "preferences.source.package": "json",
     "vocab.method.size": 400,
@@ -105,14 +107,57 @@ def test_the_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_every_recipe_runs(name: str, tmp_path: Path) -> None:
+def test_every_recipe_runs_and_what_is_told_to_look_at_is_there(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """At a size that shows that the parts fit; the small size itself takes minutes."""
+    monkeypatch.chdir(tmp_path)
     for step in learning.read(name).steps:
-        file = learning.recipe(name, step)
-        stages = mw.load(file, store=tmp_path).recipe.stages
-        tiny = [f"stages.{key}={json.dumps(value)}" for key, value in TINY.items() if key.partition(".")[0] in stages]
-        tiny += [
-            f'stages.{key}.tasks=[{{"kind": "perplexity", "rows": 3}}]' for key, s in stages.items() if s.produces == "evaluation"
-        ]
-        outcomes = mw.load(file, *tiny, store=tmp_path).run(gates=False).outcomes
+        file = tmp_path / f"{step.recipe}.yaml"
+        file.write_text(tiny(learning.recipe(name, step)), encoding="utf-8")
+        outcomes = mw.load(file, store=tmp_path / "store").run(gates=False).outcomes
         assert all(outcome.artifact is not None for outcome in outcomes), step.recipe
+        capsys.readouterr()
+        for command in step.then:
+            program, *args = shlex.split(command)
+            assert program == "modelwright"
+            if args[0] not in STAYING:
+                assert main(args) == 0, f"{command}: {capsys.readouterr().err}"
+                assert capsys.readouterr().out.strip(), command
+
+
+STAYING = ("chat", "serve", "watch")
+"""Commands that end when they are told to."""
+
+
+def tiny(file: Path) -> str:
+    """The recipe with little data and few steps."""
+    tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+    for key, value in TINY.items():
+        stage, *fields = key.split(".")
+        if (node := tree["stages"].get(stage)) is not None:
+            for field in fields[:-1]:
+                node = node[field]
+            node[fields[-1]] = value
+    for stage in tree["stages"].values():
+        if stage["kind"] == "evaluate":
+            stage["tasks"] = [{"kind": "exact_match", "rows": 3, "max_tokens": 8, "also": []}, {"kind": "perplexity", "rows": 3}]
+    return str(yaml.safe_dump(tree, sort_keys=False))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_told_to_type_can_be_typed(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before anything is made a command may say that it is not there yet; its options and recipes are."""
+    assert main(["learn", name, "--out", str(tmp_path)]) == 0
+    monkeypatch.chdir(tmp_path)
+    for step in learning.read(name).steps:
+        for command in step.then:
+            program, called, *args = shlex.split(command)
+            assert program == "modelwright" and called in COMMANDS, command
+            recipes = [arg for arg in args if arg.endswith(".yaml")]
+            assert all((tmp_path / recipe).is_file() for recipe in recipes), command
+            if called != "watch":  # which waits for a run
+                main([called, *args])
+    assert "Traceback" not in capsys.readouterr().err
