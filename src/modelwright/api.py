@@ -30,6 +30,7 @@ from modelwright.plan.fit import Tried, judge, tried
 from modelwright.plan.lint import lint
 from modelwright.plan.machine import this_machine
 from modelwright.plan.models import with_sizes
+from modelwright.plan.target import target
 from modelwright.plan.whole import Plan
 
 if TYPE_CHECKING:
@@ -135,7 +136,7 @@ class Project:
         """Cached or to do, with time, memory, energy and money; imports no torch, touches no network, writes nothing. `machine`:
         a name in the table of devices (`modelwright bench devices`) and `count` of them, unset: this machine. `prices` and
         `devices`: files of your own, in the layout of those tables."""
-        asked = whole.target(machine, count, Path(prices) if prices else None, Path(devices) if devices else None)
+        asked = target(machine, count, Path(prices) if prices else None, Path(devices) if devices else None)
         return whole.plan(self.loaded, self.steps(), asked, calibrated(self.store))
 
     def run(self, only: str | None = None, listener: Listener | None = None, gates: bool = True) -> Result:
@@ -152,7 +153,7 @@ class Project:
         adjust = calibrated(self.store)
         steps = with_sizes(prepare(self.loaded, self.store, network=True))  # a run asks the Hub what a branch is
         if self.recipe.budget is not None:
-            whole.plan(self.loaded, steps, whole.target(), adjust).refuse()
+            whole.plan(self.loaded, steps, target(), adjust).refuse()
         return execute(
             self.loaded,
             self.store,

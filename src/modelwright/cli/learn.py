@@ -63,6 +63,7 @@ def planned(name: str, path: LearningPath, store: Path) -> list[dict[str, Cost]]
     from modelwright.api import load
     from modelwright.plan import learning, whole
     from modelwright.plan.calibrate import calibrated
+    from modelwright.plan.target import target
 
     found = []
     made: dict[str, set[str]] = {}
@@ -73,7 +74,7 @@ def planned(name: str, path: LearningPath, store: Path) -> list[dict[str, Cost]]
         small_steps, full_steps = small.steps(), full.steps()  # once, since this reads whatever the recipes name
         for where in ("here", *DEVICES):
             project, steps, device = (small, small_steps, None) if where == "here" else (full, full_steps, where)
-            plan = whole.plan(project.loaded, steps, whole.target(device), calibrated(project.store))
+            plan = whole.plan(project.loaded, steps, target(device), calibrated(project.store))
             before = made.setdefault(where, set())
             rows = [row for row in plan.rows if row.key not in before and row.state != "cached"]
             before |= {row.key for row in plan.rows}

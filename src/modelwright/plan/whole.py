@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from modelwright.core.errors import UserError, UserErrors
@@ -20,53 +19,12 @@ from modelwright.plan._whole_text import card_cells, energy_text, share
 from modelwright.plan.cuda import on_card
 from modelwright.plan.fit import Fits, attempt, fit, needs, refusal, tried, typed
 from modelwright.plan.lint import lint
-from modelwright.plan.machine import this_machine
 from modelwright.plan.models import unsized
-from modelwright.plan.money import Cost, Over, Prices, Rent, Session
+from modelwright.plan.money import Cost, Over, Session
+from modelwright.plan.target import Target
 
 SHOWN = 3
 """Proposals of each sort."""
-
-
-class Target(NamedTuple):
-    """What a plan is made for, and at which prices."""
-
-    machine: Machine
-    table: Prices
-    device: str = ""
-    """Its name in the table of devices; empty: this machine, or one that was made in Python."""
-    many: int = 1
-    devices_file: Path | None = None
-
-    @property
-    def rent(self) -> Rent | None:
-        return money.rent(self.table, self.device or money.THIS, self.many)
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What has to be known of the device, and files of the user's own that were read."""
-        row = devices.table(self.devices_file)[self.device] if self.device else None
-        found = [row.row.note] if row is not None and row.row.note else []
-        found += [f"the device is a row of {row.file}"] if row is not None and row.file else []
-        settings = devices.settings_file("prices.yaml")
-        return (*found, f"with prices of {settings}") if settings is not None else tuple(found)
-
-
-def target(
-    machine: Machine | str | None = None, count: int = 1, prices_file: Path | None = None, devices_file: Path | None = None
-) -> Target:
-    """`machine`: a name in the table of devices, a machine made in Python, or None for this one."""
-    table = money.prices(prices_file)
-    if isinstance(machine, str):
-        name = devices.key_of(machine, devices_file)
-        found = devices.named(name, count, devices_file)
-        hired = money.rent(table, name, count)
-        return Target(found._replace(usd_per_hour=hired.usd_per_hour if hired else 0.0), table, name, count, devices_file)
-    if count != 1:
-        raise UserError(f"{count} of what?", "a count goes with the name of a device", "name one, or give the machine alone")
-    if devices_file is not None:
-        devices.table(devices_file)  # proposals are of its rows: a fault is told now
-    return Target(machine or this_machine(), table, "", count, devices_file)
 
 
 class Planned(NamedTuple):
