@@ -33,8 +33,8 @@ def make(job: dict[str, Any]) -> Any:
     config = AutoConfig.for_model(
         job.get("family", "llama"),
         vocab_size=VOCAB,
-        hidden_size=32,
-        intermediate_size=48,
+        hidden_size=job.get("hidden", 32),
+        intermediate_size=job.get("intermediate", 48),
         num_hidden_layers=4,
         num_attention_heads=4,
         num_key_value_heads=2,
@@ -93,6 +93,22 @@ def rows(folder: Path, kind: str, shortest: int = 6) -> Any:
     return store(found, folder, VOCAB)
 
 
+def optimizers(job: dict[str, Any], spread: Any) -> list[Any]:
+    """`optimizer` of the job, else AdamW."""
+    import torch
+
+    from modelwright.methods.optimizers import OPTIMIZERS
+
+    if "optimizer" not in job:
+        groups = [{"params": list(spread.trained.values()), "initial_lr": 1e-3}]
+        return [torch.optim.AdamW(groups, lr=1e-3, fused=job.get("fused", True))]
+    chosen: Any = OPTIMIZERS.build({"kind": job["optimizer"], "lr": 1e-3})
+    built = chosen.build(spread.trained.items())
+    for group in (group for one in built for group in one.param_groups if "dtype" in group):
+        group["dtype"] = torch.float64  # Muon's products
+    return built if chosen.elementwise else spread.owning(built)
+
+
 def train(job: dict[str, Any], folder: Path, ranks: Any = None, steps: int | None = None) -> dict[str, Any]:
     """Losses, gradient norms and the last validation's loss. `steps`: stop before this step, as Ctrl-C would."""
     import torch
@@ -125,11 +141,7 @@ def train(job: dict[str, Any], folder: Path, ranks: Any = None, steps: int | Non
         model,
         stored,
         plan,
-        [
-            torch.optim.AdamW(
-                [{"params": list(spread.trained.values()), "initial_lr": 1e-3}], lr=1e-3, fused=job.get("fused", True)
-            )
-        ],
+        optimizers(job, spread),
         lambda step, steps: 1.0,
         loss,
         Settings(job.get("micro_tokens", 40), dtype, 1.0, 1, 1e9, validate_every=25),

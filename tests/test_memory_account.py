@@ -178,6 +178,18 @@ def test_layouts_are_their_arithmetic() -> None:
     assert one - four == 4 * 4 * (4 * 3 * 64 * 32) * 3 / 4
 
 
+def test_an_owner_of_whole_weights_needs_room_for_them() -> None:
+    shape = Shape(layers=4, hidden=64, intermediate=128, heads=4, kv_heads=4, vocab=50_000)
+    work, table = Work((Texts(64, 63, 63, number=2),), of_step=4), 4.0 * 50_000 * 64
+    whole, parts = (
+        training_account(Training(shape, work, weights_of(shape), OPTIMIZERS.build(kind), parallel=Parallel(shard=4)))  # type: ignore[arg-type]
+        for kind in ("lamb", "adamw")
+    )
+    held, usual = ({part.name: part.bytes for part in one.parts} for one in (whole, parts))
+    assert held["optimizer"] == 2 * table > usual["optimizer"]
+    assert whole.moment == "the optimizer's step" and held["working"] >= 4 * table
+
+
 def test_shares_of_zero() -> None:
     assert Shares.of(Parallel(shard=4)) == (0.25, 0.25, 0.25, 0.0)
     assert Shares.of(Parallel(shard=4, zero=2)) == (1.0, 0.25, 0.25, 0.25)

@@ -89,7 +89,7 @@ def test_processes_keep_what_they_compute_with(found: dict[str, Any], tmp_path: 
         ({}, {"tensor": 3}, "4 heads and 2 key-value heads"),
         ({"model": {"kind": "moe", "depth": 2}}, TENSOR, "how its layers divide"),
         ({"model": {"kind": "encoder", "depth": 2}, "objective": "masked_token"}, TENSOR, "how its layers divide"),
-        ({"optimizer": "muon"}, TENSOR, "whole matrices"),
+        ({"optimizer": "muon"}, TENSOR | PIPELINE, "whole matrices"),
         ({}, PIPELINE | {"shard": 2}, "each keeps all weights of its layers"),
         ({"model": {"kind": "moe", "depth": 2}}, PIPELINE, "does not know it"),
         ({}, {"pipeline": 4}, "it has 2 layers"),

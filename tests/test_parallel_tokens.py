@@ -84,7 +84,6 @@ MIXTURE = {"model": {"kind": "moe", "depth": 1, "experts": 4}}
         ({"start": "base", "model": None, "vocab": None, "adapter": "lora"}, Parallel(expert=2), "beside whole experts"),
         (MIXTURE, Parallel(expert=3), "it has 4 experts"),
         (MIXTURE, Parallel(expert=2, shard=2), "experts are divided whole"),
-        ({**MIXTURE, "optimizer": "muon"}, Parallel(expert=2), "looks at whole matrices"),
     ],
 )
 def test_what_cannot_be_divided_is_refused_by_the_plan(fields: dict[str, Any], parallel: Parallel, says: str) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
+from safetensors.torch import load_file
 
 from modelwright.core.errors import UserError
 from modelwright.core.estimate import Facts, Given, Machine, Shape
@@ -23,6 +24,7 @@ from modelwright.core.record import Record
 from modelwright.core.stage import Input, Run
 from modelwright.nn import loop
 from modelwright.nn import model as models
+from modelwright.stages import _train_run
 from tests import train_kit as kit
 
 
@@ -463,3 +465,24 @@ def test_samples_while_training_change_no_bit(folder: Path, base: Input, chats: 
     assert digest(folder / "silent") == digest(folder / "telling")
     assert [fields["step"] for event, fields in told if event == "samples"] == [2, 4]
     assert all(sample["prompt"] for event, fields in told if event == "samples" for sample in fields["samples"])
+
+
+def test_samples_while_training_are_of_the_weights_that_would_be_left(
+    folder: Path, base: Input, chats: Input, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(name: str, **fields: Any) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        seen: list[torch.Tensor] = []
+
+        def look(model: Any, *rest: Any) -> list[Any]:
+            seen.append(model.get_input_embeddings().weight.detach().clone())
+            return []
+
+        monkeypatch.setattr(_train_run, "samples", look)
+        stage = kit.stage(start="base", objective="sft", **fields)
+        stage.run(kit.run_of(folder / name, {"data": chats, "base": base}))
+        return load_file(folder / name / "model.safetensors")["model.embed_tokens.weight"], seen
+
+    _, (seen,) = run("average", average=0.9, steps=4, samples_every=3)
+    left, _ = run("average shorter", average=0.9, steps=3)
+    last, _ = run("last", steps=3)
+    assert torch.equal(seen, left) and not torch.equal(seen, last)

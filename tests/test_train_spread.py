@@ -87,9 +87,9 @@ def test_it_goes_on_in_another_layout(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "parallel", "says"),
     [
-        ({"optimizer": "muon"}, Parallel(shard=2), "looks at whole matrices"),
-        ({"optimizer": "lamb"}, Parallel(shard=2), "looks at whole matrices"),
-        ({"optimizer": "lamb"}, Parallel(shard=2, zero=1), "looks at whole matrices"),
+        ({"optimizer": "muon"}, Parallel(shard=2, tensor=2), "each lies in parts along two axes"),
+        ({"optimizer": "lamb"}, Parallel(tensor=2, pipeline=2), "on some processes of the pipeline"),
+        ({"optimizer": "lamb"}, Parallel(shard=2, zero=1), "the engine hands out parts"),
         ({"average": 0.9}, Parallel(shard=2, zero=1), "a copy of whole weights"),
         ({"optimizer": "schedule_free", "schedule": "constant"}, Parallel(shard=2, zero=1), "an average of whole weights"),
         ({"on_bad_step": "skip"}, Parallel(shard=2, zero=1), "takes back a step"),
@@ -167,7 +167,7 @@ def test_zero_divides_a_shard_and_says_what_is_missing(tmp_path: Path, monkeypat
         (2, 1e5, {}, "shard 2"),
         (8, 4e6, {}, "data 4 x shard 2"),
         (6, 3e6, {}, "data 2 x shard 3"),
-        (2, 1e5, {"optimizer": "muon"}, "data 2"),
+        (2, 1e5, {"optimizer": "muon"}, "shard 2"),
         (2, 1e5, {"compile": True}, "data 2"),
         (2, 1e9, {"step_in_backward": True, "clip": 0.0, "micro_tokens": None}, "one process"),
     ],
@@ -182,5 +182,5 @@ def test_unset_it_follows_the_cards(
     assert str(chosen(kit.stage(**fields), run)) == expected
     (told,) = [told["text"] for event, told in events if event == "note"]
     assert f"trained by {expected}, since" in told
-    assert all(f"`{name}" in told for name in fields if name in ("optimizer", "compile", "step_in_backward"))
+    assert all(f"`{name}" in told for name in fields if name in ("compile", "step_in_backward"))
     assert chosen(kit.stage(device="cpu"), run) == Parallel()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -224,9 +225,10 @@ class Trainer:
             self._count(result)
         else:
             hooks.told("overflow", {"step": self.done, "factor": self.update.loss_factor})
+        self._tick()
         hooks.progress(self.done, result.loss)
+        self._clock = time.monotonic()  # whoever listens may let the model answer: that is not training time
         if used and (self.done % self.settings.log_every == 0 or self.done == self.order.steps):
-            self._tick()
             hooks.step(self._report(self.done, result))
 
     def _step(self, index: int) -> Step:
@@ -283,14 +285,20 @@ class Trainer:
 
     # --- validation -----------------------------------------------------------------------------------
 
+    @contextmanager
+    def measured(self) -> Iterator[None]:
+        """The weights that are measured and left, in the model for as long as this is open."""
+        self.writer.wait()  # the exchange writes to weights that a checkpoint on its way to the disk reads
+        with swapped(self.averages):
+            yield
+
     def _validation_due(self) -> bool:
         every = self.settings.validate_every
         return bool(every and self.done > self.best["validated"] and (self.done % every == 0 or self.done == self.order.steps))
 
     def _validate(self, hooks: Hooks, stop: Callable[[], bool]) -> None:
         self._tick()
-        self.writer.wait()  # the exchange writes to weights that a checkpoint on its way to the disk reads
-        with swapped(self.averages):
+        with self.measured():
             loss = hooks.validate(self.done, stop)
             self._clock = time.monotonic()  # validation is not training time
             if loss is None:

@@ -31,12 +31,7 @@ def check(stage: Training, shape: Shape, parallel: Parallel) -> None:
         if axis in used and not used <= {axis, *others}:
             names = " and ".join(f"`{name}`" for name in others)
             raise UserError(f"`parallel: {parallel}` cannot be", why, f"put `{axis}` beside {names} alone")
-    if parallel.shard * parallel.expert * parallel.tensor > 1 and not stage.optimizer.elementwise:
-        raise UserError(
-            f"`optimizer: {kind_of(stage.optimizer)}` cannot be used with `parallel: {parallel}`",
-            "its step looks at whole matrices, and no process has one",
-            "divide by `data` alone, or use `optimizer: adamw`",
-        )
+    _check_optimizer(stage, parallel)
     if parallel.processes > 1 and (stage.step_in_backward or "states" in stage.offload):
         what = "step_in_backward" if stage.step_in_backward else "offload: [states]"
         raise UserError(
@@ -71,6 +66,27 @@ def check(stage: Training, shape: Shape, parallel: Parallel) -> None:
             f"`objective: {kind_of(stage.objective)}` cannot be used with `parallel: {parallel}`",
             "it compares all rows of a step, and each is computed twice, which takes a whole model on each process",
             "divide by `data` alone",
+        )
+
+
+def _check_optimizer(stage: Training, parallel: Parallel) -> None:
+    """One that looks at whole weights can have them come to an owner, along one axis."""
+    cutting = [axis for axis in ("shard", "expert", "tensor") if parallel.axes[axis] > 1]
+    if stage.optimizer.elementwise or not cutting:
+        return
+    held = {
+        "its step looks at several weights at once, and no process has them": not stage.optimizer.weightwise,
+        "its step looks at whole matrices, and the engine hands out parts": bool(parallel.zero),
+        "its step looks at whole matrices, and each lies in parts along two axes": len(cutting) > 1,
+        "its step looks at whole matrices, and each lies in parts on some processes of the pipeline": parallel.pipeline > 1,
+    }
+    if why := next((why for why, so in held.items() if so), ""):
+        raise UserError(
+            f"`optimizer: {kind_of(stage.optimizer)}` cannot be used with `parallel: {parallel}`",
+            why,
+            "divide by `data` and one of `shard` (without `zero`), `expert` and `tensor`, or use `optimizer: adamw`"
+            if stage.optimizer.weightwise
+            else "divide by `data` alone, or use `optimizer: adamw`",
         )
 
 

@@ -148,7 +148,7 @@ def _train(stage: Training, run: Run, ranks: Ranks | None) -> Stats:
     tell_rates(stage, run, opened.model, opened.shape, data.rows, plan, dtype)
     spread = spread_out(opened.model.train(), ranks)
     trainer = trainer_of(stage, run, spread, data.rows, plan, attach, how)
-    hooks = _hooks(stage, run, opened, plan.steps, validator(stage, sets, dtype, run, spread))
+    hooks = _hooks(stage, run, opened, trainer, validator(stage, sets, dtype, run, spread))
     laps.done("open")
     with profiled(stage.profile_steps if spread.first else 0, run) as around:
         outcome = trainer.fit(hooks._replace(progress=around(hooks.progress)))
@@ -174,11 +174,12 @@ def trainer_of(
     """The loop over this plan; `attach`: what is done to a micro-batch before the model sees it."""
     from modelwright.nn.loop import Trainer
 
+    optimizers = stage.optimizer.build(spread.trained.items())
     return Trainer(
         spread.model,
         rows,
         plan,
-        stage.optimizer.build(spread.trained.items()),
+        optimizers if stage.optimizer.elementwise else spread.owning(optimizers),
         stage.schedule.factor,
         objective_loss(stage.objective),
         _settings(stage, run, how),
@@ -224,10 +225,12 @@ def _settings(stage: Training, run: Run, how: Numbers) -> Any:
 
 
 def _hooks(
-    stage: Training, run: Run, opened: Opened, steps: int, validate: Callable[[int, Callable[[], bool]], float | None]
+    stage: Training, run: Run, opened: Opened, trainer: Any, validate: Callable[[int, Callable[[], bool]], float | None]
 ) -> Any:
     from modelwright.nn import model as models
     from modelwright.nn.loop import Hooks
+
+    steps = trainer.order.steps
 
     def progress(done: int, loss: float) -> None:
         run.log.progress(done, steps, "steps", "train", loss=loss)
@@ -235,7 +238,8 @@ def _hooks(
             models.unpacked(opened.model)
             opened.model.eval()
             refs = [mix.ref for mix in stage.validation or stage.data]
-            run.log.event("samples", step=done, samples=samples(opened.model, opened.text, run, refs))
+            with trainer.measured():
+                run.log.event("samples", step=done, samples=samples(opened.model, opened.text, run, refs))
             opened.model.train()
             models.packed(opened.model)
 

@@ -8,7 +8,7 @@ operation by operation. In 32 bits but for products in bf16, as `nn/loop.py` tra
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, Protocol
+from typing import ClassVar, Literal, NamedTuple, Protocol
 
 from modelwright.core.estimate import Part, Shape
 from modelwright.core.memory import modules, spread
@@ -28,6 +28,8 @@ Asks = Literal["cross_entropy", "logps", "scores", "vectors"]
 
 class Stepper(Protocol):
     """What the account asks of an optimizer (`methods.optimizers.Optimizer`)."""
+
+    elementwise: ClassVar[bool]
 
     def state_bytes(self, weight: Weight) -> float:
         """Kept between steps for one tensor of this shape."""
@@ -73,6 +75,11 @@ class Training(NamedTuple):
     parallel: Parallel = Parallel()
     last: bool = True
     """Of the processes of a pipeline, the one that computes the loss; else the first."""
+
+    @property
+    def owned(self) -> bool:
+        """Each weight lies in parts on several processes, and one of them steps it."""
+        return not self.optimizer.elementwise and spread.owners(self.parallel) > 1
 
 
 class Account(NamedTuple):
@@ -167,6 +174,8 @@ def _held(training: Training) -> list[Part]:
     kept = sum(number * size for number, size in states) * shares.states
     if "states" in training.offload:
         kept = max((size for _, size in states), default=0.0)
+    if training.owned:
+        kept = max([kept, *(size for _, size in states)])
     found = [Part("weights", 4.0 * (trained + frozen) * shares.weights, f"{count_text(trained + frozen)} in float32")]
     if not training.step_in_backward:
         found.append(Part("gradients", 4.0 * trained * shares.gradients, f"of {count_text(trained)} weights, in float32"))
@@ -210,6 +219,8 @@ def _moments(training: Training) -> list[Moment]:
         table = 4.0 * training.shape.vocab * training.shape.hidden
         found.append(Moment("the embeddings' backward pass", 0.0, table + 4.0 * training.work.tokens * training.shape.hidden))
     step = training.optimizer.step_bytes(training.trained, training.card)
+    if training.owned:
+        step = spread.owned_bytes(training.trained, parallel, lambda some: training.optimizer.step_bytes(some, training.card))
     found.append(Moment("the optimizer's step", 0.0, step, formed=1.0))
     if summed := spread.summed_bytes(training.trained, parallel):
         found.append(Moment("gradients are summed over processes", 0.0, summed, formed=1.0))

@@ -8,7 +8,7 @@ with them, and those outside of layers for the whole pass.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from modelwright.core.memory.weights import Weight, total
@@ -16,6 +16,8 @@ from modelwright.core.parallel import Parallel
 
 BUCKET_BYTES = 4 * (1 << 24)
 """Gradients are summed over processes in pieces of this size (`nn/parallel/several.py`)."""
+OWNED_VALUES = 1 << 24
+"""Most that comes to the owner of weights at once, or one weight (`nn/parallel/owned.py`)."""
 LAYERS = ("attention", "mlp", "experts", "norm")
 
 
@@ -68,3 +70,16 @@ def summed_bytes(trained: Iterable[Weight], parallel: Parallel) -> float:
     trained = list(trained)
     largest = max((4.0 * weight.values for weight in trained), default=0.0)
     return min(4.0 * total(trained), max(largest, BUCKET_BYTES))
+
+
+def owners(parallel: Parallel) -> int:
+    """Processes that hold parts of the same weights."""
+    return parallel.shard * parallel.expert * parallel.tensor
+
+
+def owned_bytes(trained: Sequence[Weight], parallel: Parallel, step_bytes: Callable[[Sequence[Weight]], float]) -> float:
+    """Weights and gradients that come whole to their owner, and either what brings them or what their step needs."""
+    largest = max((float(weight.values) for weight in trained), default=0.0)
+    each = min(max(largest, OWNED_VALUES), max(largest, total(trained) / owners(parallel)))
+    some = [weight._replace(number=min(weight.number, max(1, each // max(weight.values, 1)))) for weight in trained]
+    return 8.0 * each + max(8.0 * each, step_bytes(some))

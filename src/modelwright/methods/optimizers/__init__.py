@@ -55,7 +55,7 @@ class Optimizer(Spec):
     """A value's step depends on that value's gradients alone: then processes may each keep a part of a weight."""
     weightwise: ClassVar[bool] = False
     """A weight's step depends on that weight and its gradients alone, as where it is `elementwise`: then it can be made while
-    others have no gradient yet."""
+    others have no gradient yet, and by one process for all that hold a part of the weight."""
     averages: ClassVar[bool] = False
     """It keeps an average of the weights that is to be evaluated and saved: then a rate that decays and a second average are
     one too many."""

@@ -13,6 +13,7 @@ What the loop asks is the same for both. Processes stand in a grid with an axis 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from typing import Any, NamedTuple, TypeVar
@@ -44,6 +45,23 @@ class Sizes(NamedTuple):
     @property
     def processes(self) -> int:
         return math.prod(self)
+
+
+class Wholes(ABC):
+    """In place of an optimizer: its state is told, and taken up, with whole tensors, whatever the layout."""
+
+    @property
+    @abstractmethod
+    def param_groups(self) -> list[dict[str, Any]]: ...
+
+    @abstractmethod
+    def step(self) -> None: ...
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]: ...
+
+    @abstractmethod
+    def load_state_dict(self, stored: dict[str, Any]) -> None: ...
 
 
 class Spread:
@@ -112,6 +130,10 @@ class Spread:
         """Length of the whole gradient."""
         return float(torch.nn.utils.get_total_norm(gradients))
 
+    def owning(self, optimizers: Sequence[Any]) -> list[Any]:
+        """Optimizers over `trained` that look at each weight whole, made fit for what no process has whole."""
+        return list(optimizers)
+
     # --- what is saved ----------------------------------------------------------------------------------
 
     def whole(self, name: str, part: Tensor) -> Tensor:
@@ -145,7 +167,7 @@ class Spread:
 def to_wholes(spread: Spread, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """The optimizer's state with whole tensors, which fit any other layout."""
     stored = optimizer.state_dict()
-    if spread.alone:
+    if spread.alone or isinstance(optimizer, Wholes):
         return stored
     indices = _indices(spread, optimizer, stored)
     states = spread.states({name: stored["state"].get(index, {}) for name, index in indices.items()})
@@ -158,7 +180,7 @@ def to_wholes(spread: Spread, optimizer: torch.optim.Optimizer) -> dict[str, Any
 
 def to_parts(spread: Spread, optimizer: torch.optim.Optimizer, stored: dict[str, Any]) -> dict[str, Any]:
     """The reverse."""
-    if spread.alone:
+    if spread.alone or isinstance(optimizer, Wholes):
         return stored
     changed = {
         index: _changed(stored["state"][index], lambda value: value.ndim == part.ndim, partial(spread.part, name))

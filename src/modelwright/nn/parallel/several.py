@@ -17,12 +17,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from modelwright.core.errors import UserError
 from modelwright.nn.device import random_state, restore_random
 from modelwright.nn.model import Trunk, core
-from modelwright.nn.parallel import Sizes, Spread, context, expert, messages
+from modelwright.nn.parallel import Sizes, Spread, context, expert, messages, owned
 from modelwright.nn.parallel.tensor import Divided
 from modelwright.nn.rows import Packed
 
@@ -31,6 +31,8 @@ AXES = ("pipeline", "data", "shard", "expert", "context", "tensor")
 """From the outermost to the innermost: neighbours talk most, so they should be on one machine."""
 ROWS = ("data", "shard", "expert")
 """Axes along which processes see different rows."""
+CUTTING = ("shard", "expert", "tensor")
+"""Axes along which processes hold parts of weights."""
 BUCKET = 1 << 24
 """Values of gradients that are summed over processes at once: 64 MB of float32; fewer wait more often for the network."""
 
@@ -174,6 +176,31 @@ class Several(Spread):
         total = (torch.stack(norms).cpu().square() / copies).sum()
         dist.all_reduce(total, group=self.ranks.talk)
         return float(total.sqrt())
+
+    def owning(self, optimizers: Sequence[Any]) -> list[Any]:
+        cutting = [axis for axis in CUTTING if getattr(self.ranks.sizes, axis) > 1]
+        if not cutting:
+            return list(optimizers)
+        (axis,) = cutting
+        cuts = {name: found for name in self.trained if (found := self._cut(name)) is not None}
+        group = self.ranks.group(axis)
+        return [  # torch's AdamW steps value by value, whatever it is beside
+            one if isinstance(one, torch.optim.AdamW) else owned.Owned(one, self.trained, cuts, group, self.ranks.talk)
+            for one in optimizers
+        ]
+
+    def _cut(self, name: str) -> owned.Cut | None:
+        """How a weight is divided over processes; None where each has it whole."""
+        held = self._held[name]
+        if self._layers is not None and name in self._layers.sides:
+            side = self._layers.sides[name]
+            return owned.cut(held.shape[side] * self._layers.size, side, self._layers.size)
+        if not isinstance(held, DTensor):
+            return None
+        for size, placement in zip(held.device_mesh.shape, held.placements, strict=True):
+            if isinstance(placement, Shard):
+                return owned.cut(held.shape[placement.dim], placement.dim, size)
+        return None
 
     def _parted(self, name: str, axis: str) -> bool:
         """Whether processes along an axis hold other parts of a weight, and no copies."""
