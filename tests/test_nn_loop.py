@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -172,6 +173,9 @@ def test_epochs_of_a_source_are_exact() -> None:
 
 
 def test_budgets_that_cannot_be_met_are_refused() -> None:
+    with pytest.raises(UserError, match=r"0\.01 epochs of 30 rows are less than one row") as error:
+        order([source(20), source(10, 20)], 40, 0, epochs=0.01)
+    assert "0.033 epochs" in error.value.fix
     with pytest.raises(UserError, match="lasts for"):
         order([source(4, epochs=1.0)], 10, 0, steps=9)
     with pytest.raises(UserError, match="more tokens than the steps hold"):
@@ -290,6 +294,7 @@ def trained(
     steps: int = 9,
     validate: Callable[[int, Callable[[], bool]], float | None] = lambda step, stop: 0.0,
     break_at: tuple[int, ...] = (),
+    listen: Callable[[int, float], None] = lambda done, loss: None,
     **options: Any,
 ) -> tuple[torch.nn.Module, Outcome, list[dict[str, Any]]]:
     """`break_at`: steps whose first rows' loss is multiplied by infinity."""
@@ -306,6 +311,7 @@ def trained(
         return (total * math.inf if any(set(batch.rows) <= set(step) for step in broken) else total), weight, metrics
 
     def progress(done: int, loss: float) -> None:
+        listen(done, loss)
         if done == stop_at:
             raise Stop
 
@@ -328,6 +334,18 @@ def test_killed_and_resumed_gives_the_same_bits(stop_at: int, tmp_path: Path) ->
     assert all(torch.equal(a, b) for a, b in zip(weights(model), weights(again), strict=True))
     assert resumed._replace(seconds=0.0) == outcome._replace(seconds=0.0)
     assert stop_at == 1 or told[0] == {"resumed": {"step": stop_at - 1}}
+
+
+def test_what_listens_takes_no_training_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that answers prompts after a step, or a profiler that writes its trace."""
+    rows, clock = documents(6, tmp_path / "rows"), [0.0]
+    monkeypatch.setattr("modelwright.nn.loop.time", SimpleNamespace(monotonic=lambda: clock[0]))
+
+    def slow(done: int, loss: float) -> None:
+        clock[0] += 100.0
+
+    _, outcome, told = trained(rows, tmp_path / "run", every_s=1e9, listen=slow)
+    assert outcome.seconds == told[-1]["seconds"] == 0.0
 
 
 def test_the_loss_falls_and_the_events_tell_it(tmp_path: Path) -> None:

@@ -79,6 +79,13 @@ def order(
         room -= length
     else:
         starts.append(len(rows))
+    if not rows:
+        count = sum(len(source.lengths) for source in sources)
+        raise UserError(
+            f"{epochs:g} epochs of {count} rows are less than one row",
+            "a part of a pass uses as many rows, rounded",
+            f"ask for at least {1 / max(count, 1):.2g} epochs, or give `steps`",
+        )
     if steps is not None and len(starts) <= steps:
         raise UserError(
             f"the data lasts for {len(starts) - 1} of {steps} steps",
