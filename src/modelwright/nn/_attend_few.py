@@ -29,11 +29,14 @@ from modelwright.nn._gemv import (
     VECTOR,
     block,
     claim,
+    floats,
     fused_of,
     intrinsic,
     launch,
     loaded,
+    longs,
     numba,
+    real,
     switched,
     team_size,
     types,
@@ -51,28 +54,6 @@ _PLACES = (
 _Job = ctypes.c_int64 * len(_PLACES)
 
 
-def _pointer_to(of: Any) -> Any:
-    @intrinsic  # type: ignore[untyped-decorator]
-    def pointer(typing: Any, address: Any) -> Any:
-        def code(context: Any, build: Any, signature: Any, given: Any) -> Any:
-            return build.inttoptr(given[0], context.get_value_type(signature.return_type))
-
-        return types.CPointer(of)(types.int64), code
-
-    return pointer
-
-
-_floats, _longs = _pointer_to(types.float32), _pointer_to(types.int64)
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def _real(typing: Any, bits: Any) -> Any:
-    def code(context: Any, build: Any, signature: Any, given: Any) -> Any:
-        return build.bitcast(given[0], ir.DoubleType())
-
-    return types.float64(types.int64), code
-
-
 _kernel = numba.njit(fastmath=LOOSE, error_model="numpy")
 
 
@@ -88,8 +69,8 @@ def _score(query, keys, scores, first, last, group, width, row_scores):  # type:
             block(
                 query + head * row_bytes, key, out, width, row_scores, 0, key + 8 * row_bytes, row_bytes, 2 * row_bytes, rows, 0
             )
-    query_GC, score_GT = numba.carray(_floats(query), (group, width)), numba.carray(_floats(scores), (group, row_scores))
-    key_TC = numba.carray(_floats(keys), (last, width))
+    query_GC, score_GT = numba.carray(floats(query), (group, width)), numba.carray(floats(scores), (group, row_scores))
+    key_TC = numba.carray(floats(keys), (last, width))
     for at in range(whole, last):
         for head in range(group):
             total = np.float32(0.0)
@@ -182,11 +163,11 @@ def _add_values(prob, value, out, count, group, width, row_scores):  # type: ign
 def _piece(job, token, head, scores):  # type: ignore[no-untyped-def]
     """One new token and one key head."""
     tokens, kv_heads, group, width, row_scores = job[_TOKENS], job[_KV_HEADS], job[_GROUP], job[_WIDTH], job[_ROW_SCORES]
-    row = numba.carray(_longs(job[_ROW]), tokens)[token]
-    own = numba.carray(_longs(job[_PLACE]), tokens)[token] + 1
-    which, begun, shared_keys, shared_values = numba.carray(_longs(job[_WHICH]), tokens)[token], 0, 0, 0
+    row = numba.carray(longs(job[_ROW]), tokens)[token]
+    own = numba.carray(longs(job[_PLACE]), tokens)[token] + 1
+    which, begun, shared_keys, shared_values = numba.carray(longs(job[_WHICH]), tokens)[token], 0, 0, 0
     if which >= 0:
-        shared = numba.carray(_longs(job[_SHARED]), (which + 1, 3))[which]
+        shared = numba.carray(longs(job[_SHARED]), (which + 1, 3))[which]
         begun = shared[2]
         shared_keys = shared[0] + head * begun * width * 4
         shared_values = shared[1] + head * begun * width * 4
@@ -198,10 +179,10 @@ def _piece(job, token, head, scores):  # type: ignore[no-untyped-def]
     if first < begun:
         _score(query, shared_keys, scores, first, begun, group, width, row_scores)
     _score(query, job[_KEYS] + shift, scores + begun * 4, own_first, own, group, width, row_scores)
-    score_GT, out = numba.carray(_floats(scores), (group, row_scores)), job[_OUT] + (token * kv_heads + head) * group * width * 4
-    out_GC = numba.carray(_floats(out), (group, width))
+    score_GT, out = numba.carray(floats(scores), (group, row_scores)), job[_OUT] + (token * kv_heads + head) * group * width * 4
+    out_GC = numba.carray(floats(out), (group, width))
     out_GC[:] = 0.0
-    scaling = np.float32(_real(job[_SCALING]))
+    scaling = np.float32(real(job[_SCALING]))
     for one in range(group):
         total = _probable(score_GT[one, first:last], scaling)
         for at in range(first, last):
@@ -228,14 +209,14 @@ def _kept(address):  # type: ignore[no-untyped-def]
     """Put the new keys and values into the memory."""
     job = numba.carray(address, len(_PLACES))
     tokens, kv_heads, width, heads, capacity = job[_TOKENS], job[_KV_HEADS], job[_WIDTH], job[_HEADS], job[_CAPACITY]
-    row_T, place_T = numba.carray(_longs(job[_ROW]), tokens), numba.carray(_longs(job[_PLACE]), tokens)
-    given_TNC = numba.carray(_floats(job[_GIVEN]), (tokens, heads, width))
+    row_T, place_T = numba.carray(longs(job[_ROW]), tokens), numba.carray(longs(job[_PLACE]), tokens)
+    given_TNC = numba.carray(floats(job[_GIVEN]), (tokens, heads, width))
     queries = heads - 2 * kv_heads
     for token in range(tokens):
         for head in range(kv_heads):
             shift = ((row_T[token] * kv_heads + head) * capacity + place_T[token]) * width * 4
-            numba.carray(_floats(job[_KEYS] + shift), width)[:] = given_TNC[token, queries + head]
-            numba.carray(_floats(job[_VALUES] + shift), width)[:] = given_TNC[token, queries + kv_heads + head]
+            numba.carray(floats(job[_KEYS] + shift), width)[:] = given_TNC[token, queries + head]
+            numba.carray(floats(job[_VALUES] + shift), width)[:] = given_TNC[token, queries + kv_heads + head]
 
 
 _options = {"cache": True, "fastmath": LOOSE, "error_model": "numpy"}

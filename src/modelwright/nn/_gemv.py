@@ -15,7 +15,7 @@ The threads are torch's own: its OpenMP runtime is called directly, since a seco
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -74,6 +74,36 @@ def claim(typing: Any, address: Any) -> Any:
     return types.int64(types.int64), code
 
 
+def pointer_to(of: Any) -> Any:
+    """An intrinsic: an address as a pointer to such numbers."""
+
+    @intrinsic  # type: ignore[untyped-decorator]
+    def pointer(typing: Any, address: Any) -> Any:
+        def code(context: Any, build: Any, signature: Any, given: Any) -> Any:
+            return build.inttoptr(given[0], context.get_value_type(signature.return_type))
+
+        return types.CPointer(of)(types.int64), code
+
+    return pointer
+
+
+def same_bits(result: Any, given_type: Any, kind: Any) -> Any:
+    """An intrinsic: a number's bits as another type's."""
+
+    @intrinsic  # type: ignore[untyped-decorator]
+    def convert(typing: Any, number: Any) -> Any:
+        def code(context: Any, build: Any, signature: Any, given: Any) -> Any:
+            return build.bitcast(given[0], kind)
+
+        return result(given_type), code
+
+    return convert
+
+
+floats, longs = pointer_to(types.float32), pointer_to(types.int64)
+real = same_bits(types.float64, types.int64, ir.DoubleType())
+
+
 def _sums(build: Any, four: list[Any]) -> Any:
     """The sums of four vectors, as one vector of four."""
 
@@ -106,7 +136,7 @@ def fused_of(build: Any) -> Any:
     return cgutils.get_or_insert_function(build.module, ir.FunctionType(VECTOR, [VECTOR] * 3), f"llvm.fma.v{LANES}f32")
 
 
-def switched(build: Any, chosen: Any, given: Any, cases: dict[int, tuple[int, int]], code: Any) -> None:
+def switched(build: Any, chosen: Any, given: Any, cases: Mapping[int, tuple[int, ...]], code: Any) -> None:
     """The code of one of the cases, which each stand for a number and two more arguments."""
     end = build.append_basic_block("end")
     choice = build.switch(chosen, end)

@@ -44,7 +44,8 @@ def _power_of_two(typing: Any, exponent: Any) -> Any:
 
 @numba.njit(fastmath=LOOSE, error_model="numpy", inline="always")
 def exp(x):  # type: ignore[no-untyped-def]
-    x = min(max(x, _LEAST), _MOST)
+    x = _LEAST if x < _LEAST else x  # what is no number stays none
+    x = _MOST if x > _MOST else x
     whole = np.floor(x * _LOG2E + _HALF)
     rest = x - whole * _LN2_HIGH - whole * _LN2_LOW
     sum_ = ((((_P0 * rest + _P1) * rest + _P2) * rest + _P3) * rest + _P4) * rest + _P5

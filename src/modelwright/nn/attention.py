@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
+from importlib import import_module
 from typing import Any, NamedTuple
 
 import torch
@@ -58,6 +59,7 @@ class Layout:
             end = segment.stop
         self.lengths = [segment.stop - segment.start for segment in self.segments]
         self.tokens = end
+        self.branched = any(segment.parent >= 0 for segment in self.segments)
 
     def chain(self, index: int) -> list[int]:
         """The segment and its ancestors, the oldest first."""
@@ -205,6 +207,33 @@ def by_document(
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
+@cache
+def _many() -> Any:
+    """The kernel for processors; None where this one lacks what it needs."""
+    try:
+        return import_module("modelwright.nn._attend_many")
+    except ImportError:
+        return None
+
+
+def together(
+    query_THC: Tensor,
+    key_TKC: Tensor,
+    value_TKC: Tensor,
+    layout: Layout,
+    scaling: float | None,
+    window: int | None,
+    both: bool = False,
+) -> Tensor | None:
+    """[T, H, C] attention of all documents by one kernel; None where no such kernel takes them (`by_document` does)."""
+    if varlen.fits(query_THC):
+        return varlen.attended(query_THC, key_TKC, value_TKC, layout, scaling, window, both)
+    if query_THC.device.type == "cpu" and not layout.branched and (many := _many()) is not None and many.fits(query_THC):
+        found_THC: Tensor = many.attended(query_THC, key_TKC, value_TKC, layout.lengths, scaling, window, both)
+        return found_THC
+    return None
+
+
 def packed_attention(
     module: nn.Module,
     query_BHTC: Tensor,
@@ -234,8 +263,10 @@ def packed_attention(
     causal = bool(getattr(module, "is_causal", True))  # the default is transformers' own
     formula = softcap is not None or s_aux is not None
     query_THC, key_TKC, value_TKC = (t[0].transpose(0, 1) for t in (query_BHTC, key_BKTC, value_BKTC))
-    if not formula and not dropout and varlen.fits(query_THC):
-        return varlen.attended(query_THC, key_TKC, value_TKC, segments, scaling, sliding_window, not causal)[None], None
+    if not formula and not dropout:
+        found_THC = together(query_THC, key_TKC, value_TKC, segments, scaling, sliding_window, not causal)
+        if found_THC is not None:
+            return found_THC[None], None
     terms = (scaling, softcap, s_aux, dropout)
 
     def by_terms(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:

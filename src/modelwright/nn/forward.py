@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding
 from torch.utils.checkpoint import checkpoint
 
-from modelwright.nn import fused, varlen
-from modelwright.nn.attention import Layout, by_document, plain
+from modelwright.nn import fused
+from modelwright.nn.attention import Layout, by_document, plain, together
 from modelwright.nn.blocks import ACTIVATIONS, FAMILIES, Block, Family, Norm, block_of, norm_of
 from modelwright.nn.fused import Pieces
 from modelwright.nn.gradients import add, begun
@@ -234,8 +234,8 @@ def attend(
     wanted_U: Tensor | None,
 ) -> Tensor:
     """[U, H * C] attention of each document; see `attention.packed_attention`."""
-    if wanted_U is None and varlen.fits(query_UHC):
-        return varlen.attended(query_UHC, key_TKC, value_TKC, layout, scaling, window).flatten(1)
+    if wanted_U is None and (found_THC := together(query_UHC, key_TKC, value_TKC, layout, scaling, window)) is not None:
+        return found_THC.flatten(1)
     found_UHC = by_document(query_UHC, key_TKC, value_TKC, layout, window, partial(plain, scaling=scaling), wanted_U)
     return found_UHC.flatten(1)
 

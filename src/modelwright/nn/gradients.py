@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+SLICE_BYTES = 4 << 20
+"""Of a gradient, that is added to at once."""
+
 
 def begun(weight: Tensor) -> Tensor:
     """The weight's gradient, to be added to; zeros where there is none yet."""
@@ -24,10 +27,18 @@ def add(parameter: Tensor | None, grad: Tensor) -> None:
 
 
 def add_product(weight: Tensor, grad_TO: Tensor, input_TI: Tensor) -> None:
-    """Add grad^T input to the weight's gradient: beside it, a copy of a head's would cost as much memory as the vocabulary."""
+    """Add grad^T input to the weight's gradient: beside it, a copy of a head's would cost as much memory as the vocabulary. Where
+    the product is of another type than the gradient it is made in slices, which are added while they are in the cache."""
     if not weight.requires_grad:
         return
-    if weight.grad is None or grad_TO.dtype != weight.dtype:
-        add(weight, grad_TO.t() @ input_TI)
-    else:
-        weight.grad.addmm_(grad_TO.t(), input_TI)
+    if grad_TO.dtype == weight.dtype:
+        if weight.grad is None:
+            weight.grad = grad_TO.t() @ input_TI
+        else:
+            weight.grad.addmm_(grad_TO.t(), input_TI)
+        return
+    found, rows = begun(weight), len(weight)
+    if weight.device.type == "cpu":
+        rows = max(1, SLICE_BYTES // (weight.element_size() * weight.shape[1]))
+    for start in range(0, len(weight), rows):
+        found[start : start + rows] += grad_TO[:, start : start + rows].t() @ input_TI

@@ -29,6 +29,10 @@ CHUNK_POSITIONS = 192
 the loss of 4,096 positions took 10.7 s of processor time with 85 at once, 7.7 with 192, 7.4 with 512 (2-core Xeon, float32)."""
 
 
+PIECE_BYTES = 4 << 20
+"""Logits of a chunk whose softmax is computed at once: they stay in a processor's cache meanwhile."""
+
+
 def chunk_bytes_of(vocab: int) -> int:
     return max(CHUNK_BYTES, 4 * vocab * CHUNK_POSITIONS)
 
@@ -84,59 +88,76 @@ class Head(NamedTuple):
     def logits(self, hidden_TD: Tensor, dtype: torch.dtype) -> Tensor:
         """[T, V] all at once: for checks."""
         walk = _Walk(hidden_TD, self.low(hidden_TD, dtype), self, dtype, 4 * len(hidden_TD) * len(self.weight), False)
-        return next(iter(walk))[1]
+        return torch.cat([logits_nV.clone() for _, logits_nV in walk])
 
 
 class _Walk:
-    """The logits chunk by chunk; a chunk's gradient goes back through the head before the next chunk is made."""
+    """The logits piece by piece, in chunks whose products with the head are made at once. A piece's gradient takes the place of
+    its logits; when a chunk's are all there, they go back through the head before the next chunk is made."""
 
     def __init__(
         self, hidden_ND: Tensor, low_NR: Tensor | None, head: Head, dtype: torch.dtype, chunk_bytes: int, backward: bool
     ) -> None:
-        self.hidden_ND, self.low_NR, self.head, self.dtype, self.chunk_bytes = hidden_ND, low_NR, head, dtype, chunk_bytes
+        self.hidden_ND, self.low_NR, self.head, self.dtype = hidden_ND, low_NR, head, dtype
         self.wide = torch.promote_types(dtype, torch.float32)
         self.weight_VD = head.weight.to(dtype)
         self.up_VR = head.low_rank.up_VR.to(dtype) if head.low_rank is not None else None
         self.backward = backward
         self.grad_ND = torch.empty_like(hidden_ND) if backward else None
         self.grad_NR = torch.empty_like(low_NR) if backward and low_NR is not None else None
-        self._part = slice(0, 0)
-        self._slope_nV: Tensor | None = None
+        self.parts = list(chunks(len(hidden_ND), len(self.weight_VD), chunk_bytes * self.wide.itemsize // dtype.itemsize))
+        self._place_nV = self._slope_nV = hidden_ND
 
     def __iter__(self) -> Iterator[tuple[slice, Tensor]]:
         """(positions, their logits): the logits may be overwritten."""
-        for part in chunks(len(self.hidden_ND), len(self.weight_VD), self.chunk_bytes):
-            self._part = part
-            yield part, self._logits()
+        if not self.parts:
+            return
+        vocab = len(self.weight_VD)
+        room_nV = self.hidden_ND.new_empty(self.parts[0].stop, vocab, dtype=self.dtype)
+        # on a card a piece is a chunk: there is no cache to stay in, and every kernel costs a start
+        most = PIECE_BYTES if self.hidden_ND.device.type == "cpu" else self.wide.itemsize * room_nV.numel()
+        for part in self.parts:
+            hidden_nD = self.hidden_ND[part].to(self.dtype)
+            product_nV = room_nV[: len(hidden_nD)]
+            torch.mm(hidden_nD, self.weight_VD.t(), out=product_nV)
+            if self.low_NR is not None and self.up_VR is not None:
+                product_nV.addmm_(self.low_NR[part], self.up_VR.t())
+            for piece in chunks(len(hidden_nD), vocab, most):
+                self._place_nV = product_nV[piece]
+                yield slice(part.start + piece.start, part.start + piece.stop), self._logits()
+            if self.backward:
+                self._back(part, hidden_nD, product_nV)
 
     def _logits(self) -> Tensor:
-        product_nV = self.hidden_ND[self._part].to(self.dtype) @ self.weight_VD.t()
-        if self.low_NR is not None and self.up_VR is not None:
-            product_nV.addmm_(self.low_NR[self._part], self.up_VR.t())
-        logits_nV = product_nV.to(self.wide)
+        logits_nV = self._place_nV.to(self.wide)
         if self.head.bias is not None:
             logits_nV += self.head.bias
         if self.head.cap is not None:
             logits_nV.div_(self.head.cap).tanh_()
-            self._slope_nV = 1 - logits_nV.square() if self.backward else None
+            if self.backward:
+                self._slope_nV = 1 - logits_nV.square()
             logits_nV.mul_(self.head.cap)
         return logits_nV if self.head.temperature == 1 else logits_nV.div_(self.head.temperature)
 
     def push(self, grad_nV: Tensor) -> None:
-        """Take the gradient of the newest chunk's logits: to the weights' own, and to that of the hidden states."""
-        assert self.grad_ND is not None
-        if self._slope_nV is not None:
+        """Take the gradient of the newest piece's logits."""
+        if self.head.cap is not None:
             grad_nV = grad_nV.mul_(self._slope_nV)
         if self.head.temperature != 1:
             grad_nV = grad_nV.div_(self.head.temperature)
         if self.head.bias is not None:
             add(self.head.bias, grad_nV.sum(0))
-        grad_nV = grad_nV.to(self.dtype)
-        self.grad_ND[self._part] = grad_nV @ self.weight_VD
-        add_product(self.head.weight, grad_nV, self.hidden_ND[self._part].to(self.dtype))
+        if grad_nV is not self._place_nV:  # where it was computed there, it is in its place
+            self._place_nV.copy_(grad_nV)
+
+    def _back(self, part: slice, hidden_nD: Tensor, grad_nV: Tensor) -> None:
+        """A chunk's gradients: to the weights' own, and to that of the hidden states."""
+        assert self.grad_ND is not None
+        self.grad_ND[part] = grad_nV @ self.weight_VD
+        add_product(self.head.weight, grad_nV, hidden_nD)
         if self.grad_NR is not None and self.low_NR is not None and self.up_VR is not None and self.head.low_rank is not None:
-            self.grad_NR[self._part] = grad_nV @ self.up_VR
-            add_product(self.head.low_rank.up_VR, grad_nV, self.low_NR[self._part])
+            self.grad_NR[part] = grad_nV @ self.up_VR
+            add_product(self.head.low_rank.up_VR, grad_nV, self.low_NR[part])
 
 
 def _softmax(logits_nV: Tensor) -> tuple[Tensor, Tensor]:

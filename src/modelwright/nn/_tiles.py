@@ -1,0 +1,211 @@
+"""Products of matrices that lie in the cache, and the forms of their sides, for kernels built with numba's compiler.
+
+Sums of six rows and four vectors of columns stay in registers. Products run in float32, or in bfloat16 with float32 sums where
+the processor has them in hardware (AVX512-BF16). The left side is taken from memory in units of 32 bits (one float32 number or
+two bfloat16 ones that lie side by side), the right side in vectors of such units, hence two forms of every matrix: its rows
+paired, and turned over.
+"""
+
+# Shape suffixes: C columns, M columns of a result, R rows.
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import binding, ir
+
+from modelwright.nn._gemv import (
+    FLOAT,
+    INT,
+    LANES,
+    LONG,
+    VECTOR,
+    codegen,
+    floats,
+    fused_of,
+    intrinsic,
+    loaded,
+    numba,
+    pointer_to,
+    same_bits,
+    switched,
+    types,
+)
+from modelwright.nn._small import LOOSE
+
+if LANES != 16:
+    raise ImportError("these kernels are for processors with AVX-512")
+binding.initialize_native_asmparser()
+HAS_HALF = "+avx512bf16" in codegen.get_host_cpu_features().split(",")
+"""Whether this processor multiplies bfloat16."""
+_ROWS, _WIDE = 6, 4
+"""Of a product: rows and vectors of columns whose sums fill the registers."""
+_UNITS = ir.VectorType(INT, LANES)
+
+
+def _product_of(build: Any, given: Any, rows: int, half: int, vectors: int) -> None:
+    """out[rows, columns] = (or +=) left[rows, units] @ right[units, columns]."""
+    left, left_row, right, right_row, out, out_row, units, onto = given[:8]
+    before, loop, after = build.block, build.append_basic_block("loop"), build.append_basic_block("after")
+    kept = build.icmp_signed("!=", onto, ir.Constant(LONG, 0))
+    zero = ir.Constant(VECTOR, [0.0] * LANES)
+
+    def at(start: Any, row: Any, row_bytes: Any, vector: int = 0) -> Any:
+        place = build.add(build.add(start, build.mul(row_bytes, row)), ir.Constant(LONG, 4 * LANES * vector))
+        return build.inttoptr(place, (FLOAT if not half else INT).as_pointer())
+
+    outs = [[at(out, ir.Constant(LONG, row), out_row, vector) for vector in range(vectors)] for row in range(rows)]
+    begun = [
+        [build.select(kept, loaded(build, build.bitcast(place, FLOAT.as_pointer()), FLOAT), zero) for place in row]
+        for row in outs
+    ]
+    build.branch(loop)
+    build.position_at_end(loop)
+    unit = build.phi(LONG)
+    unit.add_incoming(ir.Constant(LONG, 0), before)
+    sums = [[build.phi(VECTOR) for _ in row] for row in begun]
+    kind = INT if half else FLOAT
+    across = [loaded(build, at(right, unit, right_row, vector), kind) for vector in range(vectors)]
+    if half:
+        dot = ir.InlineAsm(ir.FunctionType(VECTOR, [_UNITS, _UNITS, VECTOR]), "vdpbf16ps $2, $1, $0", "=v,v,v,0")
+    else:
+        dot = fused_of(build)
+    found = []
+    for row in range(rows):
+        start = build.add(left, build.mul(left_row, ir.Constant(LONG, row)))
+        single = build.load(at(start, unit, ir.Constant(LONG, 4)))
+        none = ir.Constant(ir.VectorType(kind, LANES), ir.Undefined)
+        same = build.insert_element(none, single, ir.Constant(INT, 0))
+        same = build.shuffle_vector(same, none, ir.Constant(ir.VectorType(INT, LANES), [0] * LANES))
+        for vector, old, held in zip(across, begun[row], sums[row], strict=True):
+            held.add_incoming(old, before)
+            found.append(build.call(dot, [same, vector, held]))
+            held.add_incoming(found[-1], loop)
+    following = build.add(unit, ir.Constant(LONG, 1))
+    unit.add_incoming(following, loop)
+    build.cbranch(build.icmp_signed("<", following, units), loop, after)
+    build.position_at_end(after)
+    for place, vector in zip((place for row in outs for place in row), found, strict=True):
+        build.store(vector, build.bitcast(place, VECTOR.as_pointer())).align = 4
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _product(
+    typing: Any,
+    left: Any,
+    left_row: Any,
+    right: Any,
+    right_row: Any,
+    out: Any,
+    out_row: Any,
+    units: Any,
+    onto: Any,
+    rows: Any,
+    half: Any,
+    wide: Any,
+) -> Any:
+    """One of them, by the number of rows, the type, and whether four vectors of columns are taken or one. Rows' lengths are in
+    bytes."""
+
+    def code(context: Any, build: Any, signature: Any, given: Any) -> Any:
+        cases = {
+            4 * rows + 2 * half + wide: (rows, half, _WIDE if wide else 1)
+            for rows in range(1, _ROWS + 1)
+            for half in range(1 + HAS_HALF)
+            for wide in (0, 1)
+        }
+        number = build.mul(given[8], ir.Constant(LONG, 4))
+        number = build.add(build.add(number, build.mul(given[9], ir.Constant(LONG, 2))), given[10])
+        switched(build, number, given, cases, _product_of)
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 11), code
+
+
+wholes, halves = pointer_to(types.uint32), pointer_to(types.uint16)
+_bits, _number = same_bits(types.uint32, types.float32, INT), same_bits(types.float32, types.uint32, FLOAT)
+kernel = numba.njit(fastmath=LOOSE, error_model="numpy")
+
+
+@numba.njit(fastmath=LOOSE, error_model="numpy", inline="always")
+def rounded(number):  # type: ignore[no-untyped-def]
+    """float32 whose upper 16 bits are the nearest bfloat16, to even."""
+    bits = _bits(number)
+    return bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
+
+
+@kernel
+def multiply(left, left_row, rows, right, right_row, out, out_row, columns, units, onto, half):  # type: ignore[no-untyped-def]
+    at = 0
+    while at < columns:
+        wide = 1 if columns - at >= _WIDE * LANES else 0
+        for row in range(0, rows, _ROWS):
+            count = min(_ROWS, rows - row)
+            place = out + row * out_row + at * 4
+            _product(left + row * left_row, left_row, right + at * 4, right_row, place, out_row, units, onto, count, half, wide)
+        at += _WIDE * LANES if wide else LANES
+
+
+@kernel
+def pair(source, row_bytes, count, width, out, half):  # type: ignore[no-untyped-def]
+    """[U, C] units of tokens that follow each other; the last may lack its second."""
+    if not half:
+        for at in range(count):
+            row_C, out_C = (
+                numba.carray(wholes(source + at * row_bytes), width),
+                numba.carray(wholes(out + at * width * 4), width),
+            )
+            for place in range(width):
+                out_C[place] = row_C[place]
+        return
+    for at in range((count + 1) // 2):
+        first_C = numba.carray(halves(source + 2 * at * row_bytes), width)
+        second_C = numba.carray(halves(source + min(2 * at + 1, count - 1) * row_bytes), width)
+        out_C = numba.carray(wholes(out + at * width * 4), width)
+        shown = np.uint32(0xFFFFFFFF) if 2 * at + 1 < count else np.uint32(0xFFFF)
+        for place in range(width):
+            out_C[place] = (np.uint32(first_C[place]) | (np.uint32(second_C[place]) << np.uint32(16))) & shown
+
+
+@kernel
+def turn_over(source, row_bytes, rows, columns, out, out_row, most):  # type: ignore[no-untyped-def]
+    """out[columns, rows] of units; rows up to `most` are zeros."""
+    for first in range(0, rows, 16):
+        last = min(first + 16, rows)
+        for column in range(columns):
+            out_R = numba.carray(wholes(out + column * out_row), most)
+            for row in range(first, last):
+                out_R[row] = numba.carray(wholes(source + row * row_bytes), columns)[column]
+    for column in range(columns):
+        out_R = numba.carray(wholes(out + column * out_row), most)
+        for row in range(rows, most):
+            out_R[row] = np.uint32(0)
+
+
+@kernel
+def narrow(sums_LC, out, row_bytes, half):  # type: ignore[no-untyped-def]
+    """Rows in the type of the result."""
+    width = sums_LC.shape[1]
+    for token in range(len(sums_LC)):
+        if half:
+            half_C = numba.carray(halves(out + token * row_bytes), width)
+            for at in range(width):
+                half_C[at] = np.uint16(rounded(sums_LC[token, at]) >> np.uint32(16))
+        else:
+            number_C = numba.carray(floats(out + token * row_bytes), width)
+            for at in range(width):
+                number_C[at] = sums_LC[token, at]
+
+
+@kernel
+def widen(address, width, half, out_C):  # type: ignore[no-untyped-def]
+    """A row of numbers in float32."""
+    if half:
+        half_C = numba.carray(halves(address), width)
+        for at in range(width):
+            out_C[at] = _number(np.uint32(half_C[at]) << np.uint32(16))
+    else:
+        number_C = numba.carray(floats(address), width)
+        for at in range(width):
+            out_C[at] = number_C[at]
