@@ -186,12 +186,25 @@ def test_the_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None
     assert "0 ladders" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("text", "value"), [("30M", 3e7), ("1.5B", 1.5e9), ("2e9", 2e9), ("4096", 4096), ("2k", 2000)])
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("30M", 3e7),
+        ("1.5B", 1.5e9),
+        ("2e9", 2e9),
+        ("4096", 4096),
+        ("2k", 2000),
+        ("3 M", 3e6),
+        ("2,000", 2000),
+        ("1_000_000", 1e6),
+        ("1,234.5k", 1234500),
+    ],
+)
 def test_counts(text: str, value: float) -> None:
     assert count_of(text) == value
 
 
-@pytest.mark.parametrize("text", ["", "M", "3 M", "-3", "1e", "3G", "nan"])
+@pytest.mark.parametrize("text", ["", "M", "1,5B", "2,00", "1e999", "٣", "-3", "1e", "3G", "nan"])
 def test_no_counts(text: str) -> None:
     with pytest.raises(ValueError, match="no count"):
         count_of(text)

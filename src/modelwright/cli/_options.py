@@ -45,6 +45,16 @@ def add_overrides(made: argparse.ArgumentParser) -> None:
     )
 
 
+def count(text: str) -> float:
+    """The value of an option that takes a number such as 4096 or 1.5B."""
+    from modelwright.core.units import count_of
+
+    try:
+        return count_of(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def open_project(args: argparse.Namespace) -> Project:
     """The recipe that the arguments name."""
     from modelwright.api import load

@@ -72,7 +72,7 @@ def options() -> argparse.ArgumentParser:
     made.add_argument("--label-kind", choices=("texts", "words", "numbers"), help="what is labelled")
     made.add_argument("--verifier", metavar="NAME", help="what checks answers")
     for name, said in AMOUNTS.items():
-        made.add_argument(_flag(name), type=_amount, metavar="N", help=said)
+        made.add_argument(_flag(name), type=_options.count, metavar="N", help=said)
     for name, said in SHARES.items():
         made.add_argument(_flag(name), type=_share, metavar="0..1", help=said)
     for name, said in ANSWERS.items():
@@ -94,17 +94,8 @@ def _typed(name: str, value: Any) -> str:
     return f"{_flag(name)} {value:g}" if isinstance(value, float) else f"{_flag(name)} {value}"
 
 
-def _amount(text: str) -> float:
-    from modelwright.plan._advise_ask import number
-
-    try:
-        return number(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
 def _positive(text: str) -> float:
-    if (value := _amount(text)) <= 0:
+    if (value := _options.count(text)) <= 0:
         raise argparse.ArgumentTypeError("give more than 0")
     return value
 

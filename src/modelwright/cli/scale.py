@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from modelwright.cli import _options
 from modelwright.cli._output import print_json, print_table, write_page
 from modelwright.core.errors import UserError
-from modelwright.core.units import count_of, count_text, duration_s, rate_text, seconds_text
+from modelwright.core.units import count_text, duration_s, rate_text, seconds_text
 
 if TYPE_CHECKING:
     from modelwright.plan._scaling_fit import Fitted
@@ -34,29 +34,24 @@ OTHERS = (0.25, 0.5, 2.0, 4.0)
 def options() -> argparse.ArgumentParser:
     parse = _options.parser("scale", ABOUT, recipe=False)
     budget = parse.add_argument_group("the budget (one of them)")
-    budget.add_argument("--flops", type=_count, metavar="N", help="floating-point operations: 1e18")
+    budget.add_argument("--flops", type=_options.count, metavar="N", help="floating-point operations: 1e18")
     budget.add_argument("--hours", type=float, metavar="H", help="hours on --device, or on this machine")
     budget.add_argument("--time", metavar="T", help="the same as 50m, 2h30m")
     parse.add_argument("--device", metavar="NAME", help="a device of the table (t4, a100-80, …); default: this machine")
     parse.add_argument("--devices", type=int, metavar="N", help="so many of it")
-    parse.add_argument("--inference-tokens", type=_count, metavar="N", help="tokens that will be generated with it")
-    parse.add_argument("--unique-tokens", type=_count, metavar="N", help="tokens of text that there are: more means repeating")
+    parse.add_argument("--inference-tokens", type=_options.count, metavar="N", help="tokens that will be generated with it")
+    parse.add_argument(
+        "--unique-tokens", type=_options.count, metavar="N", help="tokens of text that there are: more means repeating"
+    )
     parse.add_argument("--law", choices=("refitted", "chinchilla"), help="the published law (refitted)")
     own = parse.add_argument_group("your own ladder")
     own.add_argument("--fit", nargs="?", const="", metavar="FILE", help="fit the law to the store's runs, or a .csv or .jsonl")
     own.add_argument("--ladder", type=int, metavar="N", help="which of the store's ladders (1: the most runs)")
-    own.add_argument("--params", type=_count, metavar="N", help="with --tokens: predict the loss of such a run")
-    own.add_argument("--tokens", type=_count, metavar="N", help="tokens of that run")
+    own.add_argument("--params", type=_options.count, metavar="N", help="with --tokens: predict the loss of such a run")
+    own.add_argument("--tokens", type=_options.count, metavar="N", help="tokens of that run")
     parse.add_argument("--known", action="store_true", help="published runs, and what the law says of them")
     parse.add_argument("--html", type=Path, metavar="FILE", help="write a page with pictures, too")
     return parse
-
-
-def _count(text: str) -> float:
-    try:
-        return count_of(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def main(args: list[str]) -> int:

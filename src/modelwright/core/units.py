@@ -45,11 +45,11 @@ def count_text(value: float) -> str:
 
 
 def count_of(text: str) -> float:
-    """The number of `30M`, `1.5B`, `2e9`, `4096`; ValueError for anything else."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?(?:e\d+)?)([kMBT]?)", text)
+    """The number of `30M`, `1.5B`, `2e9`, `4096`, `4,096`; ValueError for anything else."""
+    found = re.fullmatch(r"((?:\d{1,3}(?:[,_]\d{3})+|\d+)(?:\.\d+)?(?:e\d{1,2})?) ?([kMBT]?)", text.strip(), re.ASCII)
     if found is None:
         raise ValueError(f"{text!r} is no count: write 4096, 2e9, 30M or 1.5B")
-    return float(found[1]) * {"": 1.0, "k": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}[found[2]]
+    return float(found[1].replace(",", "").replace("_", "")) * {"": 1.0, "k": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}[found[2]]
 
 
 def rate_text(value: float, unit: str) -> str:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from modelwright.core.units import count_of
 from modelwright.plan._advise_tree import ADAPTED, HEADS, Known, Question
 from modelwright.plan._advise_trees import trees
 
@@ -22,13 +22,6 @@ def _yes(text: str) -> bool:
 def _share(text: str) -> float:
     """Of yes and no, as a share."""
     return 1.0 if _yes(text) else 0.0
-
-
-def number(text: str) -> float:
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kMBT])?", text.replace(",", "").replace("_", ""))
-    if found is None:
-        raise ValueError("answer a number, such as 2000, 2k or 1.5M")
-    return float(found[1]) * {None: 1.0, "k": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}[found[2]]
 
 
 class Asked(NamedTuple):
@@ -53,12 +46,12 @@ class _Form(NamedTuple):
 _FORMS: dict[str, _Form] = {
     "fresh": _Form("Do the facts change, or must answers name their source? (y/n)", "n", _yes),
     "cited": _Form("Do the facts change, or must answers name their source? (y/n)", "n", _yes),
-    "reading_tokens": _Form("How many tokens of documents are there to read? (a page has about 400)", "1M", number),
-    "text_tokens": _Form("How many tokens of plain text of the field are there? (a page has about 400)", "0", number),
-    "rows": _Form("How many questions with good answers do you have?", "0", number),
-    "labelled": _Form("How many texts with labels do you have?", "0", number),
-    "near": _Form("How many pairs of texts that belong together do you have?", "0", number),
-    "pairs": _Form("How many prompts with a better and a worse answer do you have?", "0", number),
+    "reading_tokens": _Form("How many tokens of documents are there to read? (a page has about 400)", "1M", count_of),
+    "text_tokens": _Form("How many tokens of plain text of the field are there? (a page has about 400)", "0", count_of),
+    "rows": _Form("How many questions with good answers do you have?", "0", count_of),
+    "labelled": _Form("How many texts with labels do you have?", "0", count_of),
+    "near": _Form("How many pairs of texts that belong together do you have?", "0", count_of),
+    "pairs": _Form("How many prompts with a better and a worse answer do you have?", "0", count_of),
     "verifiable": _Form("Can a program check whether an answer is right? (y/n)", "n", _share),
     "reasoning": _Form("Do answers get better when the model thinks first? (y/n)", "n", _yes),
     "traces": _Form("Do your rows show how the answer was found, not the result alone? (y/n)", "n", _share),
@@ -67,7 +60,7 @@ _FORMS: dict[str, _Form] = {
     "chats": _Form("Does the model that you start from answer as an assistant already? (y/n)", "y", _yes),
     "base": _Form("Is there a public model that knows this language and kind of data? (y/n)", "y", _yes),
     "quality_first": _Form("Are the last points of quality worth ten times the work? (y/n)", "n", _yes),
-    "tasks": _Form("How many tasks are to be served from one model?", "1", number),
+    "tasks": _Form("How many tasks are to be served from one model?", "1", count_of),
 }
 _CHOICES = {"goal": "behaviour", "prompting": "untried", "target": "same", "label_kind": "texts"}
 """Fields whose answer is a branch of their question, and the default."""
@@ -82,7 +75,7 @@ def following(known: Known, data: bool) -> Asked | None:
         found = question.answer(known.situation)
         by_name = name == "goal" or (name == "reasoning" and known.situation.goal != "reasoning")
         field = name if by_name else found.field
-        counted = data and field in _FORMS and _FORMS[field].read is number
+        counted = data and field in _FORMS and _FORMS[field].read is count_of
         if getattr(known.situation, field) is None and not counted and (asked := _asked(field, question)) is not None:
             return asked
         name = question.branches[found.branch].to
