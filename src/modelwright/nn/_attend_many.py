@@ -30,8 +30,10 @@ _QUERIES, _KEYS = 64, 96
 """Of a block."""
 _NOWHERE, _NO_SCORE = np.float32(-1e30), np.float32(-2e30)
 """Largest score before there is one, and what a query gives a key that it does not see."""
-_PLACES = ("claimed", "slots", "documents", "query", "key", "value", "out", "total", "grad", "grad_query", "grad_key")
-_PLACES += ("grad_value", "scratch", "spans", "heads", "kv_heads", "width", "back", "ahead", "scaling", "half", "slot_bytes")
+_PLACES = (
+    *("claimed", "slots", "documents", "query", "key", "value", "out", "total", "grad", "grad_query", "grad_key", "grad_value"),
+    *("scratch", "spans", "heads", "kv_heads", "width", "back", "ahead", "scaling", "half", "slot_bytes"),
+)
 (_CLAIMED, _SLOTS, _DOCUMENTS, _QUERY, _KEY, _VALUE, _OUT, _TOTAL, _GRAD, _GRAD_QUERY, _GRAD_KEY) = range(11)
 (_GRAD_VALUE, _SCRATCH, _SPANS, _HEADS, _KV_HEADS, _WIDTH, _BACK, _AHEAD, _SCALING, _HALF, _SLOT_BYTES) = range(11, 22)
 _Job = ctypes.c_int64 * len(_PLACES)
