@@ -103,6 +103,7 @@ REFUSALS = [
         0.5,
         "every source stops at the first row",
     ),
+    Refusal("stages", "crawl", {"seeds": ["http://a.example/"], "contact": "me@a.example"}, "hosts", 2, "leads to no other"),
     Refusal("stages", "train", {**TRAIN, **FROM}, "vocab", "./words/", "brings its own"),
     Refusal("stages", "train", {**TRAIN, **FROM}, "model", {"kind": "llama", "depth": 1}, "brings its own"),
     Refusal("stages", "train", {**TRAIN, "objective": "regress"}, "samples_every", 2, "only a decoder answers"),

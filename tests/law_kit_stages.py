@@ -235,6 +235,7 @@ BASES: dict[str, Tree] = {
     "train.epochs": {"steps": ..., "epochs": 1.0},
     "crawl": {"seeds": [crawl_kit.LAW_SEED], "contact": "mailto:me@example.org", "delay_s": 0.0, "allow_private": True},
     "crawl.timeout_s": {"tries": 1},
+    "crawl.hosts": {"stay": "domain"},
     "extend": {"start": "./model/", "tokens": [" river", " house"]},
     "extend.size": {"vocab": "./words/"},
     "extend.init": {"data": "./texts.jsonl"},

@@ -21,7 +21,7 @@ from modelwright.core.stage import STAGES, Run
 from modelwright.core.store import Store
 from modelwright.stages import _crawl_net as net
 from modelwright.stages import _crawl_robots as robots
-from modelwright.stages._crawl_frontier import Frontier
+from modelwright.stages._crawl_frontier import Found, Frontier
 from modelwright.stages._crawl_pages import sitemap
 from modelwright.stages._crawl_run import Crawler, retry_after_s
 from modelwright.stages._crawl_urls import Scope, canonical, place_of
@@ -504,7 +504,11 @@ class Killed(BaseException):
 def test_killed_anywhere_it_goes_on_and_asks_for_no_page_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before and after each write to the disk, at each of its turns."""
     pages = {"/": html("/1", "/2", "/picture"), "/1": html("/3"), "/2": html(), "/3": html(), "/picture": Page(b"x", "image/gif")}
-    steps = [(Archive, "add"), (Frontier, "done"), (Frontier, "rest"), (Frontier, "add"), (Frontier, "write")]
+    steps = [
+        (Archive, "add"),
+        (Archive, "write"),
+        *((Frontier, name) for name in ("done", "rest", "add", "plan", "exchanged", "write")),
+    ]
     seen = set()
     for cls, name in steps:
         for after in (False, True):
@@ -547,10 +551,12 @@ def test_a_torn_archive_is_cut_and_what_is_whole_is_not_asked_again(tmp_path: Pa
         crawler = Crawler(spec(site.url)._settings(), tmp_path, Log(None))
         page = net.ask(place_of(f"{site.url}/"), "Bot", net.Limits(9999, 5, True), lambda status, media: True)
         with crawler.frontier.change():
+            crawler._met(f"{site.url}/", Found(0, 0), 0, "seed")
+            assert crawler.frontier.plan()
             crawler._settle()
         crawler._archive.add(f"{site.url}/", page, "2026-01-01T00:00:00Z")
         crawler.close()
-        with (tmp_path / "crawl.warc.gz").open("ab") as file:
+        with (tmp_path / "exchanges.warc.gz").open("ab") as file:
             file.write(gzip.compress(b"WARC/1.1\r\nWARC-Type: request\r\n\r\n") + gzip.compress(b"torn")[:-3])
         site.asked.clear()
         assert crawl(tmp_path, site.url)["pages"] == 2

@@ -1,31 +1,36 @@
 """Crawl: pages of the web, asked for politely and kept as a web archive, which the source `warc` reads.
 
 Sources: RFC 9309 (robots.txt), ISO 28500 (WARC 1.1), RFC 9110 (HTTP). A stage and no source, because a page must not be asked for
-again when a step of the curation changes. `pages.jsonl` says of every address that was met what became of it.
+again when a step of the curation changes. `pages.jsonl` says of every address that was met what became of it. Hosts are asked
+beside each other and each in its own order; what is kept, and its order, depends on what they answer and not on how fast.
 """
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field
 
 from modelwright.core.errors import UserError
 from modelwright.core.estimate import Estimate, Facts, Given, estimate
-from modelwright.core.spec import Runtime
+from modelwright.core.spec import Runtime, Spec
 from modelwright.core.stage import Run, Stage, Stats
 from modelwright.core.store import write_json
 from modelwright.core.units import bytes_text
 from modelwright.stages._crawl_pages import ready
-from modelwright.stages._crawl_run import Crawler, Settings
-from modelwright.stages._crawl_urls import Scope, Stay, canonical
+from modelwright.stages._crawl_run import EXCHANGES, Crawler, Settings
+from modelwright.stages._crawl_urls import Scope, Stay, canonical, place_of
+from modelwright.stages._crawl_warc import NAME
 
 ANSWER_S = 0.5
 """What an answer takes beside the pause: measured nowhere, a usual server's."""
 PAGE_BYTES = 100_000
 """Of a usual page as it is sent (https://httparchive.org/reports/page-weight: HTML alone, packed, is a third of it)."""
 PACKED_FRAC = 0.3
+PAGES_HELD = 3
+"""What a page takes while it comes: its bytes, its body, and the room to grow."""
 _DONE = "crawl.json"
 
 
@@ -39,6 +44,7 @@ def _seeds(given: tuple[str, ...]) -> tuple[str, ...]:
 class Crawl(Stage):
     """Makes `crawl`: `crawl.warc.gz` and `pages.jsonl`. Killed anywhere it goes on, and asks for no page again that it has."""
 
+    version: ClassVar[int] = 2
     produces: ClassVar[str] = "crawl"
     resumes: ClassVar[bool] = True
     random: ClassVar[bool] = False
@@ -68,7 +74,8 @@ class Crawl(Stage):
     max_pages: int = Field(1000, ge=1, examples=[3])
     """Requests, whatever is answered (robots.txt apart). Default: a quarter of an hour at one a second."""
     max_bytes: int = Field(1_000_000_000, ge=1, examples=[400])
-    """Bytes that may be received in all; the page that passes it is the last. Default: ten times what 1000 usual pages take."""
+    """Bytes that may be received in all; the pages under way when it is passed are the last, which of several hosts'
+    depends on the network. Default: ten times what 1000 usual pages take."""
     max_page_bytes: int = Field(8 << 20, ge=1, examples=[600])
     """Longer pages are left out and counted; raising it costs memory. Default: as the source `warc`."""
     timeout_s: float = Field(30.0, gt=0, examples=[0.05])
@@ -76,6 +83,9 @@ class Crawl(Stage):
     delay_s: Annotated[float, Runtime] = Field(1.0, ge=0, examples=[0.01])
     """Seconds between two requests to one host; a longer `Crawl-delay` of its robots.txt holds instead. Raise it to be kinder.
     Default: what the Internet Archive's crawlers and most others keep to."""
+    hosts: Annotated[int, Runtime] = Field(8, ge=1, le=256, examples=[1])
+    """Hosts that are asked beside each other, each for one page at a time and at its own pause. Raising it costs memory and
+    connections; pages and their order stay the same. Default: enough that slow answers of some do not hold up the rest."""
     tries: int = Field(3, ge=1, examples=[1])
     """Requests for one page where there was no answer or one of 429 or 503, each after twice the pause, or after `Retry-After`.
     Default: two tries again."""
@@ -86,19 +96,34 @@ class Crawl(Stage):
 
     def estimate(self, given: Given) -> Estimate:
         size_bytes = float(min(self.max_pages * PAGE_BYTES, self.max_bytes))
+        beside, at_once = min(self.hosts, len(self._seed_hosts())), self._most_hosts()
         return estimate(
-            self.max_pages * (self.delay_s + ANSWER_S),
-            f"at most {self.max_pages} requests, {self.delay_s:g} s between them and {ANSWER_S} s for an answer",
-            60e6 + 6.0 * self.max_page_bytes,
-            f"60 MB for the program, and a page of up to {bytes_text(self.max_page_bytes)} with its tree",
-            size_bytes * (1 + PACKED_FRAC),
-            f"pages of {bytes_text(PAGE_BYTES)} packed to {PACKED_FRAC:g}, and room for the list of addresses",
+            self.max_pages * (self.delay_s + ANSWER_S) / beside,
+            f"at most {self.max_pages} requests, {self.delay_s:g} s between them and {ANSWER_S} s for an answer"
+            + (f", {beside} hosts beside each other" if beside > 1 else ""),
+            60e6 + PAGES_HELD * (1.0 + at_once) * self.max_page_bytes,
+            f"60 MB for the program, {at_once} of pages up to {bytes_text(self.max_page_bytes)} as they come, one with its tree",
+            size_bytes * (1 + 2 * PACKED_FRAC),
+            f"pages of {bytes_text(PAGE_BYTES)} packed to {PACKED_FRAC:g}, twice while they are put in order, and the addresses",
             {"": Facts(type=self.produces, bytes=size_bytes * PACKED_FRAC)},
         )
+
+    def _seed_hosts(self) -> set[str]:
+        return {place_of(url).host for url in self.seeds}
+
+    def _most_hosts(self) -> int:
+        """That may be asked at once."""
+        return min(self.hosts, len(self._seed_hosts())) if self.stay in ("folder", "host") else self.hosts
+
+    def unused(self, context: Spec) -> dict[str, str]:
+        if self.stay in ("folder", "host") and len(self._seed_hosts()) == 1:
+            return {"hosts": f"the seeds are on one host and `stay: {self.stay}` leads to no other; leave it out"}
+        return {}
 
     def run(self, run: Run) -> Stats:
         ready()
         if (run.out / _DONE).exists():  # killed after the last word and before the manifest
+            _tidy(run.out)
             return json.loads((run.out / _DONE).read_text(encoding="utf-8"))  # type: ignore[no-any-return]
         crawler = Crawler(self._settings(), run.out, run.log, run.deadline_s)
         try:
@@ -124,6 +149,7 @@ class Crawl(Stage):
             tries=self.tries,
             max_wait_s=self.max_wait_s,
             allow_private=self.allow_private,
+            hosts=self.hosts,
         )
 
     def _finish(self, crawler: Crawler, run: Run) -> Stats:
@@ -137,8 +163,8 @@ class Crawl(Stage):
         if not kept:
             told = ", ".join(f"{reason}: {pages}" for reason, pages in left_out.most_common(5))
             raise UserError("the crawl kept no page", told, "correct `seeds`, or what is allowed")
-        frontier.write(run.out / "pages.jsonl")
-        size_bytes = (run.out / "crawl.warc.gz").stat().st_size
+        crawler.write(run.out)
+        size_bytes = (run.out / NAME).stat().st_size
         stats = {
             "pages": kept,
             "requests": frontier.counted("asked"),
@@ -150,6 +176,11 @@ class Crawl(Stage):
         }
         write_json(run.out / _DONE, stats)
         crawler.close()
-        for file in run.out.glob("frontier.sqlite*"):
-            file.unlink()
+        _tidy(run.out)
         return stats
+
+
+def _tidy(folder: Path) -> None:
+    """Without what only a crawl under way needs."""
+    for file in (*folder.glob("frontier.sqlite*"), folder / EXCHANGES):
+        file.unlink(missing_ok=True)
