@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +19,8 @@ from modelwright.core.parallel import Parallel
 from modelwright.core.recipe import loads
 from modelwright.core.spec import Spec
 from modelwright.core.stage import Input, Run
+from modelwright.methods.launchers import Launcher
+from modelwright.methods.launchers.local import Local
 from modelwright.stages import _train_spread
 from modelwright.stages._train_spread import chosen
 from tests import launch_kit
@@ -104,6 +107,24 @@ def test_what_cannot_be_divided_is_refused_by_the_plan(fields: dict[str, Any], p
     with pytest.raises(UserError) as error:
         stage.estimate(Given(MACHINE, {"data": Facts(type="records", tokens=1000)}, 0, parallel))
     assert says in error.value.why
+
+
+@pytest.mark.parametrize(
+    ("threads", "launch", "told"), [(None, "direct", None), (2, "direct", 2), (None, "local", 4), (2, "local", 2)]
+)
+def test_threads_are_those_of_the_machines_that_work(
+    threads: int | None, launch: str, told: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The machine that gives a job to a cluster may have other cores than those that run it."""
+    monkeypatch.setattr(Launcher, "start", lambda self, job: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(Local, "start", Launcher.start)
+    spec = launch_kit.Direct() if launch == "direct" else Local()
+    run = run_of(tmp_path / "out", tmp_path, Parallel(data=2), [], launch=spec)
+    stage = kit.stage(threads=threads).resolve(Given(Machine("here", 8, 8e9), {}, 0, Parallel(data=2)))
+    with pytest.raises(KeyboardInterrupt):
+        stage.run(run)
+    payload = json.loads((run.out / "workers" / "worker.json").read_text())["payload"]
+    assert payload["stage"]["threads"] == told
 
 
 TEXT = """

@@ -14,7 +14,7 @@ from modelwright.core.errors import UserError, missing_extra
 from modelwright.core.estimate import Facts
 from modelwright.core.events import Log
 from modelwright.core.memory import state_bytes
-from modelwright.core.parallel import LAUNCHERS, Parallel
+from modelwright.core.parallel import LAUNCHERS, Parallel, elsewhere
 from modelwright.core.stage import STAGES, Input, Run, Stats
 from modelwright.core.store import write_json
 from modelwright.core.units import bytes_text
@@ -72,8 +72,11 @@ def launched(stage: Training, run: Run, parallel: Parallel) -> Stats:
     launcher = run.launch or LAUNCHERS.build("local")
     assert isinstance(launcher, Launcher)
     folder = run.out / WORKERS
+    tree = stage.model_dump(mode="json")
+    if elsewhere(run.launch) and "threads" not in stage.model_fields_set:
+        tree["threads"] = None  # the cores of those machines are shared out there, by the launcher
     payload = {
-        "stage": stage.model_dump(mode="json"),
+        "stage": tree,
         "out": str(run.out.absolute()),
         "inputs": {
             ref: {**given._asdict(), "path": str(given.path.absolute()), "stats": dict(given.stats)}

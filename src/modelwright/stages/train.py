@@ -108,7 +108,8 @@ class Train(Stage):
     clip: float = Field(1.0, ge=0, examples=[0.01])
     """Largest norm of a step's gradient, scaled down beyond it; 0: no limit. 1.0 as in GPT-3 (arXiv:2005.14165, appendix B)."""
     threads: Annotated[int | None, Runtime] = Field(None, ge=1)
-    """Processor threads of each process. Unset: all cores of the machine, shared by its processes."""
+    """Processor threads of each process. Unset: all cores of the machine, shared by its processes; on a cluster, the cores that
+    `launch` asks for."""
     device: Annotated[Literal["auto", "cpu", "cuda", "mps"], Runtime] = Field("auto", examples=["cpu"])
     """Where the model is trained; auto: a CUDA card that the installed torch has code for, else Apple's GPU, else the
     processor."""
@@ -235,18 +236,20 @@ class Train(Stage):
             changes["threads"] = max(1, given.machine.cores // given.parallel.processes)
         if self.micro_tokens is None:
             changes["micro_tokens"] = self._at_once(shape, half, given)
-        return self.model_copy(update=changes)
+        found = self.model_copy(update=changes)
+        found.model_fields_set.difference_update(changes)  # nobody wrote them
+        return found
 
     def _at_once(self, shape: Shape, half: bool, given: Given) -> int:
         """Tokens of a micro-batch, where nothing else is asked for."""
         if self.step_in_backward:
             return self.batch_tokens
-        room, machine = ROOM_BYTES, self._on(given).machine
+        room, machine = 0.0, self._on(given).machine
         if machine.device_memory_bytes:  # a card is fast with more at once: half of what its weights and their states leave
             trained = self.trainable(shape)
             of_each = self.optimizer.state_bytes_per_param
             state = state_of_each(shape.params, trained, trained, of_each, given.parallel)
-            room = max(room, (machine.device_memory_bytes - state) / 2)
+            room = max(ROOM_BYTES, (machine.device_memory_bytes - state) / 2)
         return micro_tokens(shape, self.batch_tokens, half, self.own(shape), self._full, room)
 
     @property
