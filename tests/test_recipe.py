@@ -28,6 +28,11 @@ def message(text, *overrides):
     return str(caught.value)
 
 
+def test_a_fault_of_several_fields_does_not_print_them_all():
+    assert "(got" not in message(GOOD.replace(", weight: 1}", "}"))
+    assert "(got 'many')" in message(GOOD.replace("count: 4", "count: many"))
+
+
 def test_good_recipe_loads():
     recipe = loads(GOOD).recipe
     assert list(recipe.stages) == ["corpus", "pairs", "base", "chat"]

@@ -74,9 +74,11 @@ def _fault(item: dict[str, Any], cls: type[BaseModel], at: Loc) -> Fault:
     if kind == "value_error":
         message = message.removeprefix("Value error, ")
     shown = repr(item.get("input"))
+    # a fault of several fields together says which they are: all of the spec would only hide it
+    together = isinstance(item.get("input"), (dict, list, BaseModel)) and not message.startswith("Input should")
     got = (
         f" (got {shown if len(shown) <= 60 else shown[:57] + '…'})"
-        if kind not in ("no_kind", "value_error", "code_not_allowed", "no_file", "code_changed")
+        if kind not in ("no_kind", "value_error", "code_not_allowed", "no_file", "code_changed") and not together
         else ""
     )
     return Fault(at, message[:1].lower() + message[1:] + got)
