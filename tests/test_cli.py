@@ -127,3 +127,25 @@ def test_help_is_under_60_ms_of_cpu():
         subprocess.run([sys.executable, "-m", "modelwright.cli.main", "--help"], check=True, capture_output=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert (after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime) / 5 < 0.060
+
+
+@pytest.mark.parametrize("place", ["none/p.html", "folder"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        "advise --yes --html",
+        "advise --yes --out",
+        "calibration --html",
+        "compare-decoding model prompt --out",
+        "plan r.yaml --html",
+        "preview rows.jsonl --html",
+        "scale --flops 1e18 --html",
+    ],
+)
+def test_a_page_that_cannot_be_written_is_told_before_the_work(recipe, tmp_path, capsys, words, place):
+    (tmp_path / "folder").mkdir()
+    before = sorted(tmp_path.iterdir())
+    assert main([*words.split(), place]) == 2
+    shown = capsys.readouterr()
+    assert f"{place} cannot be written" in shown.err and not shown.out
+    assert sorted(tmp_path.iterdir()) == before and not list((tmp_path / "folder").iterdir())

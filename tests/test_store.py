@@ -12,7 +12,7 @@ from modelwright.core.execute import execute
 from modelwright.core.gc import garbage
 from modelwright.core.recipe import loads
 from modelwright.core.steps import prepare
-from modelwright.core.store import Store, read_manifest
+from modelwright.core.store import Store, read_manifest, write_whole
 from modelwright.core.why import why
 
 TEXT = """
@@ -221,3 +221,14 @@ def test_calibration_leaves_out_runs_that_went_on_after_a_kill(tmp_path):
     tree["actual"].update(seconds=tree["estimate"]["seconds"]["value"] / 10, resumed=True)
     (artifact.path / "manifest.json").write_text(json.dumps(tree))
     assert predict(prepare(loads(TEXT), store), MACHINE, 0, calibrated(store))["base"].scale[0] == 1
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "page.html"
+    write_whole(path, "old")
+    with pytest.raises(UnicodeEncodeError):
+        write_whole(path, "new \ud800")
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+    with pytest.raises(OSError):
+        write_whole(tmp_path, "text")
+    assert list(tmp_path.parent.glob(f"{tmp_path.name}.tmp")) == []

@@ -284,8 +284,7 @@ class Project:
         folder = Path(self.store.root) / "reports" / str(self.recipe.name)
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in (("report.html", render(view)), ("model_card.md", model_card(view))):
-            (folder / f"{name}.tmp").write_text(text, encoding="utf-8")
-            (folder / f"{name}.tmp").replace(folder / name)
+            files.write_whole(folder / name, text)
         return folder / "report.html"
 
 

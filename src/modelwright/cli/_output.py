@@ -18,12 +18,20 @@ def print_json(tree: Any) -> None:
     print(json.dumps(tree, indent=1, ensure_ascii=False, default=str))
 
 
+def check_place(path: Path | None) -> None:
+    """UserError where `write_page` could not write there, before the work that fills the page."""
+    if path is not None and not path.parent.is_dir():
+        raise UserError(f"{path} cannot be written: there is no folder {path.parent}", fix="name a file in a folder of yours")
+    if path is not None and path.is_dir():
+        raise UserError(f"{path} cannot be written: it is a folder", fix="name a file in it")
+
+
 def write_page(path: Path, text: str) -> None:
     """The whole file or nothing."""
-    temporary = path.with_name(path.name + ".tmp")
+    from modelwright.core.store import write_whole
+
     try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
+        write_whole(path, text)
     except OSError as error:
         raise UserError(f"{path} cannot be written", error.strerror or str(error), "name a file in a folder of yours") from None
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from modelwright.cli import _options
+from modelwright.cli._output import check_place, print_json, write_page
 from modelwright.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -113,9 +114,8 @@ def _share(text: str) -> float:
 def main(args: list[str]) -> int:
     given = options().parse_args(args)
     out: Path = given.out or Path("advised.yaml")
-    for file in filter(None, (out, given.html)):
-        if not file.parent.is_dir():
-            raise UserError(f"there is no folder {file.parent}")
+    check_place(given.out)
+    check_place(given.html)
     if given.out is not None and out.exists():
         raise UserError(f"{out} is there already", fix="choose another name; nothing was written")
     machine = _machine(given)
@@ -131,13 +131,10 @@ def main(args: list[str]) -> int:
 
 def _told(found: Advised, machine: Machine, given: argparse.Namespace, out: Path) -> int:
     from modelwright.cli import _advise_print as printing
-    from modelwright.cli._output import print_json
 
     written = _write(found.recipe, out) if found.recipe else ""
     if given.html:
-        temporary = given.html.with_name(given.html.name + ".tmp")
-        temporary.write_text(printing.page(found, machine), encoding="utf-8")
-        temporary.replace(given.html)
+        write_page(given.html, printing.page(found, machine))
     if given.json:
         print_json(printing.tree(found, machine, written))
     else:
@@ -152,9 +149,7 @@ def _write(text: str, out: Path) -> str:
     """The file's name. A file that is there is never touched: it may be an earlier recipe, with work in it."""
     if out.exists():
         out = next(path for n in range(2, 10_000) if not (path := out.with_stem(f"{out.stem}-{n}")).exists())
-    temporary = out.with_name(out.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(out)
+    write_page(out, text)
     return str(out)
 
 

@@ -8,7 +8,7 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from modelwright.cli._options import parser
-from modelwright.cli._output import print_json, print_table, write_page
+from modelwright.cli._output import check_place, print_json, print_table, write_page
 from modelwright.core.errors import UserError
 from modelwright.core.store import Store
 from modelwright.plan.calibrate import Account, accounts
@@ -25,6 +25,7 @@ def main(args: list[str]) -> int:
     )
     parse.add_argument("--html", type=Path, metavar="FILE", help="write a page with plots")
     given = parse.parse_args(args)
+    check_place(given.html)
     found = accounts(Store(given.store))
     if not found:
         raise UserError(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modelwright.cli import _model, _options
+from modelwright.cli._output import check_place, write_page
 from modelwright.core.errors import UserError
 from modelwright.core.preview import visible
 
@@ -57,6 +58,7 @@ def main(args: list[str]) -> int:
     given = parse.parse_args(args)
     if given.tokens < 1 or given.deep < 1 or not 0 <= given.others <= 20:
         parse.error("--tokens and --deep take 1 or more, --others 0 to 20")
+    check_place(given.out)
     decoders = _decoders(given)
     with _model.open_model(given) as (engine, name):
         from modelwright.report.decoding import Comparison
@@ -74,9 +76,7 @@ def main(args: list[str]) -> int:
     if given.out:
         from modelwright.report.decoding import page
 
-        temporary = given.out.with_name(given.out.name + ".tmp")
-        temporary.write_text(page(found, given.deep, given.others), encoding="utf-8")
-        temporary.replace(given.out)
+        write_page(given.out, page(found, given.deep, given.others))
         print(f"page: {given.out}")
     return 0
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from modelwright.cli import _plan_exact, _plan_verify
 from modelwright.cli._options import open_project, parser
-from modelwright.cli._output import STATE_COLOUR, print_json, print_table
+from modelwright.cli._output import STATE_COLOUR, check_place, print_json, print_table
 from modelwright.core.errors import UserError
 from modelwright.core.units import bytes_text, seconds_text, usd_text
 from modelwright.plan.lint import lines
@@ -39,6 +39,7 @@ def main(args: list[str]) -> int:
         named = [f"--{name.replace('_', '-')}" for name in unread if getattr(chosen, name) not in (None, False)]
         if getattr(chosen, mode) and named:
             options.error(f"--{mode} does not go with {', '.join(named)}")
+    check_place(chosen.html)
     if chosen.exact:
         return _plan_exact.exact(open_project(chosen), _planned(chosen), chosen)
     if chosen.verify or chosen.stage:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from modelwright.cli._model import RECIPE_ENDS
 from modelwright.cli._options import open_project, parser
-from modelwright.cli._output import print_json
+from modelwright.cli._output import check_place, print_json, write_page
 from modelwright.core.errors import UserError
 from modelwright.core.preview import Preview, headline, summary, visible
 
@@ -47,13 +47,12 @@ def main(args: list[str]) -> int:
     given = parse.parse_args(args)
     if given.rows < 1 or given.look < 0:
         parse.error("--rows takes 1 or more, --look 0 or more")
+    check_place(given.html)
     found = _of_recipe(given) if given.recipe.name.endswith(RECIPE_ENDS) else _of_file(given)
     if given.html:
         from modelwright.report.preview import page
 
-        temporary = given.html.with_name(given.html.name + ".tmp")
-        temporary.write_text(page(found), encoding="utf-8")
-        temporary.replace(given.html)
+        write_page(given.html, page(found))
     if given.json:
         print_json(found.tree())
     elif given.html:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modelwright.cli import _options
-from modelwright.cli._output import print_json, print_table, write_page
+from modelwright.cli._output import check_place, print_json, print_table, write_page
 from modelwright.core.errors import UserError
 from modelwright.core.units import count_text, duration_s, rate_text, seconds_text
 
@@ -61,6 +61,7 @@ def main(args: list[str]) -> int:
     given = parse.parse_args(args)
     flops, how = _flops(parse, given)
     _refuse_unread(parse, given, flops)
+    check_place(given.html)
     law, points = LAWS[given.law or "refitted"], list["Point"]()
     tables: list[tuple[str, list[dict[str, str]]]] = []
     tree: dict[str, Any] = {}

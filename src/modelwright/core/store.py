@@ -145,14 +145,21 @@ def sha256_file(path: Path) -> str:
 
 
 def write_json(path: Path, tree: Any) -> None:
-    """Write so that a reader sees the old file or the whole new one."""
+    write_whole(path, json.dumps(tree, indent=1, ensure_ascii=False) + "\n")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write so that a reader sees the old file or the whole new one; where that fails nothing is left behind."""
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(tree, file, indent=1, ensure_ascii=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def sync_folder(folder: Path) -> None:
