@@ -132,6 +132,9 @@ class FakeEngine:
     def decode(self, tokens: Sequence[int]) -> str:
         return bytes(tokens).decode(errors="replace")
 
+    def spell(self, tokens: Sequence[int]) -> list[bytes]:
+        return [bytes([token]) for token in tokens]
+
     def render(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] | None = None) -> list[int]:
         if any("REFUSE" in message["content"] for message in messages):
             raise UserError("the template refuses this chat", fix="ask something else")

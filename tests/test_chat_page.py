@@ -243,6 +243,11 @@ def test_how_likely_tokens_were(chat: Page, engine: FakeEngine) -> None:
     chat.hover(".token")
     tip = chat.run("document.getElementById('tip').innerText").split("\n")
     assert tip[:4] == ["y", "50.0 %", "z", "25.0 %"] and chat.run("document.querySelector('.token.now').innerText") == "y"
+    chat.run("const all = document.querySelectorAll('.token'); all[all.length - 2].id = 'half'")
+    chat.hover("#half")
+    parts = chat.run("document.getElementById('tip').innerText").split("\n")[::2]
+    assert parts[:3] == ["‹e6›", "‹e7›", "‹e8›"] and "‹a5›" in parts, "halves of characters by their bytes"
+    chat.hover(".token")
     chat.run("document.querySelector('.tokens').focus()")
     chat.key("ArrowRight", 39)
     chat.key("ArrowRight", 39)

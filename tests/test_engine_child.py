@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import queue
 import shutil
 import signal
 import subprocess
@@ -27,6 +28,7 @@ from modelwright.methods.engines import (
     Constraint,
     Delta,
     EngineDied,
+    Posting,
     Pushed,
     Request,
     Sampling,
@@ -38,7 +40,7 @@ from modelwright.methods.engines import (
 )  # fmt: skip
 from modelwright.methods.engines import _choose as choose
 from modelwright.methods.engines import _supervised as supervised
-from modelwright.methods.engines._wire import read
+from modelwright.methods.engines._wire import Pipe, read
 from modelwright.methods.exporters import EXPORTERS
 from tests import engine_kit as kit
 from tests.fake_engine import wait_until
@@ -85,6 +87,72 @@ def light() -> Any:
 
 def gone(process: int) -> bool:
     return not psutil.pid_exists(process) or psutil.Process(process).status() == psutil.STATUS_ZOMBIE
+
+
+# --- the pipe -------------------------------------------------------------------------------------------
+
+
+def test_a_message_that_would_wait_is_not_sent() -> None:
+    given, out = os.pipe()
+    with os.fdopen(given, "rb") as far, os.fdopen(out, "wb") as near:
+        pipe, reader = Pipe(far, near), Pipe(far, near)
+        assert pipe.send_now(1, "a") and reader.receive() == [1, "a"] and reader.came_bytes == 7
+        assert not pipe.send_now(2, "b" * 5000), "more than a pipe takes at once"
+        with pipe._lock:
+            assert not pipe.send_now(3, "another thread is sending")
+        sent = 0
+        while pipe.send_now(4, "c" * 4000):
+            sent += 1
+            assert sent < 10_000
+        assert sent and [reader.receive() for _ in range(sent)] == [[4, "c" * 4000]] * sent, "nothing is cut"
+        assert pipe.send_now(5)
+
+
+def test_a_process_that_does_not_read_holds_nobody_up(light: Any, tmp_path: Path) -> None:
+    """Whoever gives an answer up, or asks from an event loop, goes on at once."""
+    with open_engine(tmp_path, light, supervised=True) as engine:
+        asked = Request(engine.encode("SLOW"), Sampling(500))
+        stream = engine.submit(asked)
+        next(iter(stream))
+        psutil.Process(engine.process).suspend()
+        try:
+            large = [threading.Thread(target=engine.encode, args=("x" * 200_000,), daemon=True) for _ in range(2)]
+            for thread in large:
+                thread.start()
+            time.sleep(0.2)  # the pipe is full, and its lock is taken
+            began_s = time.monotonic()
+            for _ in range(20):
+                stream.cancel()
+            assert engine.begin(asked) is None and not engine.post("encode", ("x",), print)
+            assert time.monotonic() - began_s < 1
+        finally:
+            psutil.Process(engine.process).resume()
+        for thread in large:
+            thread.join(20)
+            assert not thread.is_alive()
+        assert list(engine.submit(Request(engine.encode("a"), Sampling(20))))[-1].finish == "stop"
+
+
+def test_what_is_posted_is_answered_as_what_is_called(light: Any, tmp_path: Path) -> None:
+    came: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    with open_engine(tmp_path, light, supervised=True) as engine:
+        assert isinstance(engine, Posting)
+        assert engine.post("encode", ("hé",), came.put) and came.get(timeout=10) == engine.encode("hé")
+        assert engine.post("render", ([{"role": "user", "content": "REFUSE"}], None), came.put)
+        assert isinstance(came.get(timeout=10), UserError)
+        asked = Request(engine.encode("a"), Sampling(20))
+        stream = engine.begin(asked)
+        assert stream is not None and list(stream) == list(engine.submit(asked))
+        with pytest.raises(UserError, match="prompt is empty"):
+            engine.begin(Request([]))
+        os.kill(engine.process, signal.SIGSTOP)
+        assert engine.post("encode", ("a",), came.put)
+        os.kill(engine.process, signal.SIGKILL)
+        assert isinstance(came.get(timeout=10), EngineDied)
+        wait_until(lambda: engine._life.died is not None)
+        assert engine.begin(asked) is None and not engine.post("encode", ("a",), came.put), "it has to be started first"
+        assert engine.encode("a") == [97] and engine.begin(asked) is not None
+    assert engine.begin(asked) is None
 
 
 # --- a child --------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from modelwright.core.events import Log
 from modelwright.methods.engines import ENGINES, Engine, Request, Sampling, open_engine, pick
 from modelwright.methods.engines._draw import Dial, choose
 from modelwright.methods.engines._llama_memory import Sequences
-from modelwright.methods.engines._text import BytePieces, DecodedPieces, Stops
+from modelwright.methods.engines._text import BytePieces, DecodedPieces, Stops, spelling
 from modelwright.methods.engines._threads import threads
 from modelwright.methods.exporters import EXPORTERS
 from tests import engine_kit as kit
@@ -73,6 +73,46 @@ def test_round_trip(engine: Engine) -> None:
     rendered = engine.render(CHAT)
     assert rendered[0] == 1 and rendered.count(2) == 1
     assert engine.decode(rendered).endswith("assistant\n")
+
+
+def test_tokens_are_spelt(engine: Engine) -> None:
+    """Half characters have bytes, special tokens none."""
+    tokens = engine.encode(TEXT)
+    spelt = engine.spell(tokens)
+    assert b"".join(spelt) == TEXT.encode() and len(spelt) == len(tokens) and b"" not in spelt
+    assert any(not _whole(token) for token in spelt), "the text has characters of several tokens"
+    assert engine.spell(engine.encode("<|im_end|>")) == [b""] and engine.spell([]) == []
+    answer = engine.generate([Request(tokens, Sampling(40, 1.0, seed=3))])[0]
+    assert b"".join(engine.spell(answer.tokens)).decode("utf-8", "replace") == answer.text
+
+
+def _whole(token: bytes) -> bool:
+    try:
+        return bool(token.decode())
+    except UnicodeDecodeError:
+        return False
+
+
+def test_tokens_of_other_tokenizers_are_spelt() -> None:
+    """Blanks written as a sign of their own, bytes by number, pieces within words: as they stand in the text."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    def spelt(model: Any, decoder: Any, cut: Any) -> list[bytes]:
+        bare = Tokenizer(model)
+        bare.decoder, bare.pre_tokenizer = decoder, cut
+        bare.add_tokens(["own"])
+        full = PreTrainedTokenizerFast(tokenizer_object=bare, eos_token="<e>")
+        return [spelling(full)(token) for token in range(len(full))]
+
+    pieces = ["<e>", "<0xC3>", "<0xA9>", "▁a", "é"]
+    fallback = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    unigram = models.Unigram([(piece, -1.0) for piece in pieces], unk_id=0, byte_fallback=True)
+    assert spelt(unigram, fallback, pre_tokenizers.Metaspace()) == [b"", b"\xc3", b"\xa9", b" a", b"\xc3\xa9", b"own"]
+    plain = models.Unigram([(piece, -1.0) for piece in pieces], unk_id=0)
+    assert spelt(plain, decoders.Metaspace(), pre_tokenizers.Metaspace())[3:] == [b" a", b"\xc3\xa9", b"own"]
+    words = models.WordPiece({"<e>": 0, "a": 1, "##b": 2}, unk_token="<e>")
+    assert spelt(words, decoders.WordPiece(), pre_tokenizers.Whitespace()) == [b"", b"a", b"##b", b"own"], "alone, as it decodes"
 
 
 def test_engines_agree(native: Engine, llamacpp: Engine) -> None:

@@ -290,6 +290,28 @@ def test_pace() -> None:
     assert delay_s(0, {"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}) == 0.0 and delay_s(0, {"retry-after": "soon"}) <= 0.5
 
 
+def test_images_are_sent_to_models_that_look_at_them(fake: Fake) -> None:
+    parts = [{"type": "text", "text": "a"}, {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}]
+    asked = Request((), Sampling(9), messages=({"role": "user", "content": parts},))
+    with open_engine(Path("tiny"), spec(fake, images=True)) as engine:
+        assert "images" in engine.capabilities and engine.generate([asked])
+    assert fake.seen[-1]["body"]["messages"][0]["content"] == parts
+    with open_engine(Path("tiny"), spec(fake)) as engine, pytest.raises(UserError, match="images: true"):
+        engine.generate([asked])
+
+
+def test_half_characters_keep_their_bytes(fake: Fake, tmp_path: Path) -> None:
+    entries = [{"token": "\ufffd", "bytes": [byte], "logprob": -0.5, "top_logprobs": []} for byte in "日".encode()]
+    choice = {"message": {"content": "日"}, "finish_reason": "stop", "logprobs": {"content": entries}}
+    fake.script = [(200, {}, {"choices": [choice], "usage": {"prompt_tokens": 1, "completion_tokens": 3}})]
+    for _ in range(2):  # from the disk, too
+        with open_engine(Path("tiny"), spec(fake, cache=str(tmp_path), logprobs=True)) as engine:
+            tokens = engine.generate([chat(engine)])[0].tokens
+            assert len(set(tokens)) == 3 and engine.spell(tokens) == [bytes([byte]) for byte in "日".encode()]
+            assert engine.decode(tokens) == "日"
+    assert len(fake.seen) == 1
+
+
 # --- what is kept ---------------------------------------------------------------------------------------
 
 

@@ -68,6 +68,14 @@ def test_streams_completions_and_what_was_read_of_them(client: TestClient, path:
     assert second["request"] == {"prompt": "once", "max_tokens": 4} and second["answer"] == "you "
 
 
+def test_answers_of_every_api_can_be_rated(client: TestClient, path: Path) -> None:
+    hello = [{"role": "user", "content": "hello"}]
+    for place, body in (("messages", {"messages": hello, "max_tokens": 50}), ("responses", {"input": "hello"})):
+        identity = client.post(f"/v1/{place}", json={"model": "tiny"} | body).json()["id"]
+        assert client.post("/v1/feedback", json={"id": identity, "rating": "up"}).status_code == 200, place
+        assert rows(path)[-1]["request"]["messages"] == hello and rows(path)[-1]["answer"] == "you said: hello"
+
+
 def test_ratings_become_records(client: TestClient, path: Path) -> None:
     for name, more in (("a", {"rating": "up"}), ("b", {"rating": "down", "better": "Better."})):
         asked = {**CHAT, "messages": [{"role": "user", "content": name}]}

@@ -188,10 +188,59 @@ def test_refusals_name_the_field(server, path, body, param):
         assert (response.status_code, error["param"]) == (400, param), error
 
 
+DOT = "data:image/png;base64,iVBORw0KGgo="
+
+
 def test_images_are_refused_with_the_reason(server):
-    for kind in ("image_url", "input_audio", "file"):
-        response = server.http.post("/v1/chat/completions", json={"model": "tiny", "messages": user([{"type": kind}])})
-        assert response.status_code == 400 and "no engine of this server takes" in response.json()["error"]["message"]
+    def refused(part: Any, why: str, path: str = "chat/completions", role: str = "user", **more: Any) -> None:
+        body = {"model": "tiny", "messages": [{"role": role, "content": [part]}]} | more
+        response = server.http.post(f"/v1/{path}", json=body)
+        assert response.status_code == 400 and why in response.json()["error"]["message"], response.text
+
+    for kind in ("input_audio", "file"):
+        refused({"type": kind}, "no engine of this server takes")
+    image = {"type": "image_url", "image_url": {"url": DOT}}
+    refused(image, "tiny does not look at images")
+    refused(image, "only a user's message holds images", role="system")
+    for url in ("http://10.0.0.1/a.png", "file:///etc/passwd", "data:text/html;base64,AAAA", "data:image/png;base64,é", "", 7):
+        refused({"type": "image_url", "image_url": {"url": url}}, "an image comes within the request")
+    refused({"type": "image_url", "image_url": {"url": DOT, "detail": "most"}}, "of an image only")
+    refused({"type": "image_url"}, "an image comes within the request")
+    source = {"type": "base64", "media_type": "image/png", "data": "iVBORw0KGgo="}
+    refused({"type": "image", "source": source}, "does not look at images", "messages", max_tokens=5)
+    refused({"type": "image", "source": source}, "no block of type image", "messages", "assistant", max_tokens=5)
+    refused({"type": "image", "source": {"type": "url", "url": "http://10.0.0.1"}}, "source", "messages", max_tokens=5)
+    refused({"type": "image", "source": source}, "does not look at images", "messages/count_tokens")
+
+
+@pytest.mark.parametrize("sees", [True, False])
+def test_images_go_to_engines_that_look_at_them(sees):
+    """In each API's own form, to the engine's in one."""
+    engine = ElsewhereEngine()
+    engine.capabilities |= {"images"} if sees else set()
+    app = create_app(engine, "tiny")
+    parts = [{"type": "text", "text": "what is it?"}, {"type": "image_url", "image_url": {"url": DOT}}]
+    source = {"type": "base64", "media_type": "image/png", "data": "iVBORw0KGgo="}
+    asked = {
+        "chat/completions": {"messages": user(parts)},
+        "messages": {"messages": user([parts[0], {"type": "image", "source": source}]), "max_tokens": 9},
+        "responses": {"input": user([{"type": "input_text", "text": "what is it?"}, {"type": "input_image", "image_url": DOT}])},
+    }
+
+    async def use() -> None:
+        async with (
+            app.router.lifespan_context(app),
+            httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client,
+        ):
+            for path, body in asked.items():
+                response = await client.post(f"/v1/{path}", json={"model": "tiny"} | body)
+                if sees:
+                    assert response.status_code == 200, response.text
+                    assert engine.last is not None and engine.last.messages[-1] == {"role": "user", "content": parts}, path
+                else:
+                    assert response.status_code == 400 and "images: true" in response.json()["error"]["message"]
+
+    asyncio.run(use())
 
 
 def test_nesting_has_an_end(server):

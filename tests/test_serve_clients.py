@@ -64,6 +64,9 @@ def test_top_logprobs(client):
     first = answer.choices[0].logprobs.content[0]
     assert (first.token, first.bytes) == ("y", [121]) and [top.token for top in first.top_logprobs] == ["y", "z"]
     assert first.top_logprobs[0].logprob == pytest.approx(first.logprob)
+    answer = client.chat.completions.create(model="tiny", messages=user("日"), logprobs=True)
+    half = answer.choices[0].logprobs.content[-3:]  # each of the character's bytes is a token
+    assert bytes(byte for token in half for byte in token.bytes).decode() == "日" and half[0].token == "\ufffd"
     answer = client.completions.create(model="tiny", prompt="x", logprobs=2)
     assert answer.choices[0].logprobs.top_logprobs[0] == pytest.approx({"y": -0.693147, "z": -1.386294}, abs=1e-5)
 

@@ -62,6 +62,29 @@ def test_answers_are_the_engines(server):
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == expected.text
 
 
+def test_no_thread_stands_between_a_request_and_the_engines_process(folder, monkeypatch):
+    """Each one that had to be waited for made the first token later."""
+    with open_engine(folder, supervised=True) as engine:
+        running = Running(engine, Settings(parallel=4), Rules())
+        try:
+            client = running.client()
+            expected = client.chat.completions.create(model="tiny", messages=user("héllo"), max_tokens=20).choices[0].message
+
+            def waits(*_):
+                raise AssertionError("a thread")
+
+            monkeypatch.setattr("modelwright.serve.work.run_sync", waits)
+            monkeypatch.setattr(running.queue._pool, "submit", waits)
+            options = {"model": "tiny", "max_tokens": 20, "stream": True}
+            chunks = list(client.chat.completions.create(messages=user("héllo"), **options))
+            assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == expected.content
+            assert list(client.completions.create(prompt="héllo", **options))[-1].choices[0].finish_reason
+            with pytest.raises(openai.InternalServerError):
+                client.completions.create(model="tiny", prompt="x" * 5000, max_tokens=1)  # its tokens are made in a thread
+        finally:
+            running.stop()
+
+
 def test_at_once_and_one_gives_up(server):
     async def ask_all() -> list[str]:
         async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="x", max_retries=0) as client:

@@ -10,6 +10,7 @@ import math
 import os
 import re
 import threading
+import time
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -25,7 +26,7 @@ from modelwright.serve.logs import Record
 from modelwright.serve.metrics import MOST_SERIES, Metrics, memory_bytes
 from modelwright.serve.tracing import Traces, open_traces
 from tests import test_serve
-from tests.fake_engine import wait_until
+from tests.fake_engine import FakeEngine, wait_until
 
 
 class Clock:
@@ -181,6 +182,29 @@ def test_a_requests_own_deadline(start):
         told = server.http.post("/v1/completions", json=slow, headers={"x-request-timeout": odd})
         assert told.status_code == 400 and told.json()["error"]["param"] == "X-Request-Timeout"
     wait_until(server.idle)
+
+
+@pytest.mark.parametrize("path", ["chat/completions", "completions", "embeddings"])
+def test_a_deadline_holds_where_the_engine_does_not_answer(start, path):
+    """Before the answer begins, too: while its prompt becomes tokens."""
+
+    class Stuck(FakeEngine):
+        def __init__(self):
+            super().__init__()
+            self.free = threading.Event()
+
+        def encode(self, text):
+            self.free.wait(20)
+            return super().encode(text)
+
+    server = start(engine=Stuck())
+    asked = {"chat/completions": test_serve.CHAT, "completions": test_serve.COMPLETION, "embeddings": {"input": "a"}}[path]
+    began_s = time.monotonic()
+    late = server.http.post(f"/v1/{path}", json=asked | {"model": "tiny"}, headers={"x-request-timeout": "0.3"})
+    assert late.status_code == 504 and time.monotonic() - began_s < 5
+    server.engine.free.set()
+    wait_until(server.idle)
+    assert server.http.post(f"/v1/{path}", json=asked | {"model": "tiny"}).status_code == 200
 
 
 def test_limits_of_everybody_where_there_is_no_key(start):

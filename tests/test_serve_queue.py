@@ -31,6 +31,9 @@ class Script:
     def submit(self):
         return self
 
+    def begin(self):
+        """Work for a thread."""
+
     def __iter__(self):
         raise AssertionError("it is listened to")
 
@@ -325,15 +328,41 @@ async def test_one_that_gives_up_when_its_turn_comes_gives_the_slot_back():
 
 
 @in_loop
+async def test_what_needs_no_thread_gets_none():
+    class Quick(Script):
+        begin = Script.submit
+
+    room = Queue(1, 1)
+    room._pool.submit = None
+    for cancelled in (False, True):
+        work = Quick()
+        await room.enter()
+        answer = room.answer(work)
+        if cancelled:
+            answer.cancel()
+            assert [piece.delta.finish async for piece in answer] == ["cancelled"]
+        else:
+            work.say("a")
+            work.say("b", "stop")
+            assert [piece.delta.text async for piece in answer] == ["ab"]
+        assert room.busy == 0
+    room.close()
+
+
+@in_loop
 async def test_faults_of_an_engine_reach_the_reader():
     class Broken(Script):
         def submit(self):
             raise RuntimeError("no")
 
+    class BrokenAtOnce(Script):
+        begin = Broken.submit
+
     room = Queue(1, 1)
-    await room.enter()
-    with pytest.raises(RuntimeError, match="no"):
-        await anext(aiter(room.answer(Broken())))
+    for broken in (Broken, BrokenAtOnce):
+        await room.enter()
+        with pytest.raises(RuntimeError, match="no"):
+            await anext(aiter(room.answer(broken())))
     work = Script()
     answer = await begun(room, work)
     work.say("a")

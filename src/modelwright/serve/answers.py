@@ -115,21 +115,25 @@ def _finish(delta: Delta) -> str:
 
 
 class Words:
-    """Tokens as text, each decoded once."""
+    """Tokens as bytes and as text, each looked up once."""
 
     def __init__(self, engine: Engine) -> None:
-        self._engine, self._known = engine, dict[int, str]()
+        self._engine, self._known = engine, dict[int, bytes]()
 
     def learn(self, pieces: Sequence[Piece]) -> None:
         for piece in pieces:
             tokens = [*piece.delta.tokens, *(token for top in piece.delta.top for token, _ in top)]
             if isinstance(piece.found, Echo):
                 tokens += [*piece.found.tokens, *(token for top in piece.found.tops for token, _ in top)]
-            for token in set(tokens) - self._known.keys():
-                self._known[token] = self._engine.decode([token])
+            if new := sorted(set(tokens) - self._known.keys()):
+                self._known |= zip(new, self._engine.spell(new), strict=True)
 
     def __call__(self, token: int) -> str:
-        return self._known[token]
+        """Text; a token that is part of a character has none of its own."""
+        return self._known[token].decode("utf-8", "replace")
+
+    def spelt(self, token: int) -> list[int]:
+        return list(self._known[token])
 
 
 def new_id(prefix: str) -> str:
@@ -229,15 +233,14 @@ class ChatForm(Openai):
 def token_bodies(words: Words, deltas: Sequence[Delta]) -> list[dict[str, Any]]:
     """Each token with its log-probability and the likeliest in its place."""
     return [
-        _token(words(token), value) | {"top_logprobs": [_token(words(other), found) for other, found in top]}
+        _token(words, token, value) | {"top_logprobs": [_token(words, other, found) for other, found in top]}
         for delta in deltas
         for token, value, top in _places(delta)
     ]
 
 
-def _token(text: str, value: float) -> dict[str, Any]:
-    # A token that is part of a character has no text of its own, and its bytes are unknown: null, as the API allows.
-    return {"token": text, "logprob": _sound(value), "bytes": None if "\ufffd" in text else list(text.encode("utf-8", "replace"))}
+def _token(words: Words, token: int, value: float) -> dict[str, Any]:
+    return {"token": words(token), "logprob": _sound(value), "bytes": words.spelt(token)}
 
 
 def _sound(value: float) -> float:

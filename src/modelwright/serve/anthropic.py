@@ -36,7 +36,7 @@ def _blocks(value: Any) -> Any:
     if isinstance(value, str):
         return [{"type": "text", "text": value}]
     for part in value if isinstance(value, list) else ():
-        if isinstance(part, dict) and part.get("type") not in ("text", "tool_use", "tool_result"):
+        if isinstance(part, dict) and part.get("type") not in ("text", "image", "tool_use", "tool_result"):
             text_of([part])  # which says why not
     return value
 
@@ -55,13 +55,20 @@ class _TextBlock(Wire):
 _Texts = str | list[_TextBlock] | None
 
 
+class ImageSource(Wire):
+    type: Literal["base64"]
+    media_type: Literal["image/png", "image/jpeg", "image/gif", "image/webp"]
+    data: str = Field(pattern=r"^[A-Za-z0-9+/]+={0,2}$")
+
+
 class Block(Wire):
-    """A text, the call of a tool, or what came of one."""
+    """A text, an image, the call of a tool, or what came of one."""
 
     neutral = {"citations": ([],), "caller": ({"type": "direct"},)}
-    type: Literal["text", "tool_use", "tool_result"]
+    type: Literal["text", "image", "tool_use", "tool_result"]
     cache_control: CacheControl | None = None
     text: str | None = None
+    source: ImageSource | None = None
     id: str | None = None
     name: str | None = None
     input: dict[str, Any] | None = None
@@ -72,7 +79,9 @@ class Block(Wire):
 
     @model_validator(mode="after")
     def _whole(self) -> Block:
-        needed = {"text": {"text"}, "tool_use": {"id", "name", "input"}, "tool_result": {"tool_use_id"}}[self.type]
+        needed = {"text": {"text"}, "image": {"source"}, "tool_use": {"id", "name", "input"}, "tool_result": {"tool_use_id"}}[
+            self.type
+        ]
         allowed = needed | ({"content", "is_error"} if self.type == "tool_result" else set())
         given = {name for name in self.model_fields_set - {"type", "cache_control"} if getattr(self, name) is not None}
         for name in sorted((needed - given) | (given - allowed)):
@@ -88,9 +97,9 @@ class Turn(Wire):
 
     @model_validator(mode="after")
     def _blocks_of_its_role(self) -> Turn:
-        wrong = "tool_result" if self.role == "assistant" else "tool_use"
-        if any(block.type == wrong for block in self.content):
-            raise fault("a turn of {role} has no block of type {wrong}", "content", role=self.role, wrong=wrong)
+        for wrong in ("image", "tool_result") if self.role == "assistant" else ("tool_use",):
+            if any(block.type == wrong for block in self.content):
+                raise fault("a turn of {role} has no block of type {wrong}", "content", role=self.role, wrong=wrong)
         return self
 
     def messages(self) -> list[dict[str, Any]]:
@@ -101,7 +110,18 @@ class Turn(Wire):
             return [{"role": "assistant", "content": text} | ({"tool_calls": calls} if calls else {})]
         results = [{"role": "tool", "tool_call_id": block.tool_use_id, "content": block.content or ""}
                    for block in self.content if block.type == "tool_result"]  # fmt: skip
-        return [*results, *([{"role": "user", "content": text}] if text or not results else [])]
+        said: Any = text
+        if any(block.source for block in self.content):
+            said = [_part(block) for block in self.content if block.type in ("text", "image")]
+        return [*results, *([{"role": "user", "content": said}] if said or not results else [])]
+
+
+def _part(block: Block) -> dict[str, Any]:
+    """As OpenAI's chats have it."""
+    if block.source is None:
+        return {"type": "text", "text": block.text}
+    url = f"data:{block.source.media_type};base64,{block.source.data}"
+    return {"type": "image_url", "image_url": {"url": url}}
 
 
 class AnthropicTool(Wire):

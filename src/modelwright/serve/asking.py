@@ -20,7 +20,7 @@ from modelwright.serve.logs import record
 from modelwright.serve.models import Lease, Models
 from modelwright.serve.requests import Ask, ChatRequest, CompletionRequest
 from modelwright.serve.tools import Style, Tool, calls_constraint, parser, style_of
-from modelwright.serve.work import Echo, Group, likeliest
+from modelwright.serve.work import Echo, Group, called, likeliest
 
 
 class Settings(NamedTuple):
@@ -64,15 +64,21 @@ class Asker:
 
     async def render(self, engine: Engine, body: ChatRequest) -> list[int]:
         """The chat as token ids."""
+        if body.images():
+            needs(engine, "images", "messages", f"{body.model} does not look at images")
         messages = [message.plain() for message in body.messages]
         tools = [tool.plain() for tool in body.offered()]
-        return await run_sync(engine.render, messages, tools or None)
+        found: list[int] = await called(engine, "render", messages, tools or None)
+        return found
 
     async def chat(self, stack: AsyncExitStack, body: ChatRequest, make_form: MakeForm | None = None) -> Job:
         lease = await self.take(stack, body.model)
         engine = lease.engine
         needs(engine, "chat", "messages", f"{body.model} has no chat template; use /v1/completions")
         whole = "messages" in engine.capabilities
+        if whole and body.images():
+            why = f"{body.model} is not known to look at images: say `images: true` in its engine's settings"
+            needs(engine, "images", "messages", why)
         tools, several = body.offered(), body.parallel_tool_calls is not False
         style: Style | None = await self._style(engine) if tools else None
         tokens = [] if whole else await self.render(engine, body)
@@ -84,14 +90,14 @@ class Asker:
         choices = [Choice(True, parser(style, tools, several) if style else None) for _ in range(body.answers())]
         ready = Ready(lease, choices, len(tokens))
         form = make_form(ready) if make_form else ChatForm(_told(body, ready), engine, choices)
-        remember = self._feedback and not make_form and not body.tools and len(choices) == 1
+        remember = self._feedback and not body.tools and not body.images() and len(choices) == 1
         told = partial(self._feedback.remember, form.id, body) if self._feedback and remember else None
         return Job(Group(engine, _seeded(request, body.answers()), len(tokens)), form, bool(body.stream), told)
 
     async def _style(self, engine: Engine) -> Style:
         needs(engine, "tools", "tools", have="messages" not in engine.capabilities)
         if engine not in self._styles:
-            self._styles[engine] = await run_sync(style_of, engine)
+            self._styles[engine] = await run_sync(style_of, engine, abandon_on_cancel=True)
         return self._styles[engine]
 
     async def completion(self, stack: AsyncExitStack, body: CompletionRequest) -> Job:
@@ -105,7 +111,7 @@ class Asker:
         for prompt in body.prompt:
             if whole and not isinstance(prompt, str):
                 raise ApiError(400, "token ids are not supported by this engine", param="prompt", code="unsupported")
-            tokens = [] if whole else prompt if isinstance(prompt, list) else await run_sync(engine.encode, prompt)
+            tokens = [] if whole else prompt if isinstance(prompt, list) else await called(engine, "encode", prompt)
             known(engine, tokens, "prompt")
             prompt_tokens += len(tokens)
             sampling = self._sampling(body, engine, tokens, "prompt")

@@ -129,7 +129,9 @@ async def _texts(
     needs(engine, "embed", param, "this engine gives no embeddings")
     if lease.adapter:
         raise ApiError(400, "embeddings are the model's own: ask without an adapter", param="model", code="unsupported")
-    tokens = await run_sync(lambda: [text if isinstance(text, list) else engine.encode(text) for text in texts])
+    tokens = await run_sync(
+        lambda: [text if isinstance(text, list) else engine.encode(text) for text in texts], abandon_on_cancel=True
+    )
     for index, ids in enumerate(tokens):
         known(engine, ids, param)
         if not 0 < len(ids) <= engine.context:

@@ -104,7 +104,8 @@ class Queue:
 
         answer = Answer(work, seen, ended, lambda came: self._post(loop, answer, came))
         self._live.add(answer)
-        self._pool.submit(answer.work)
+        if not answer.begin():
+            self._pool.submit(answer.work)
         return answer
 
     def cancel(self) -> None:
@@ -224,6 +225,18 @@ class Answer:
         seen.spend(work.prompt_tokens, 0)
         if seen.deadline_s < math.inf:
             self._timer = asyncio.get_running_loop().call_later(max(0.0, seen.deadline_s - seen.asked_s), self._expire)
+
+    def begin(self) -> bool:
+        """Without a thread, where the engine can be asked without a wait."""
+        try:
+            made = self._work.begin()
+        except Exception as error:  # as in `work`
+            self._post(error)
+            return True
+        if made is not None:
+            self._made = made
+            made.listen(self._post)
+        return made is not None
 
     def work(self) -> None:
         """In a thread of the pool, until the engine has it, or to the end where the engine cannot call us."""

@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from modelwright.methods.engines import Constraint
 from modelwright.serve.tools import MessageCall, Named, Tool
-from modelwright.serve.wire import Neutral, TextPart, Wire, as_list, fault, text_of
+from modelwright.serve.wire import ImagePart, Neutral, TextPart, Wire, as_list, content_of, fault
 
 MOST_ANSWERS = 256
 """To one request: prompts times `n`."""
@@ -30,7 +30,11 @@ class Message(Wire):
     neutral = {"name": (), "refusal": (), "audio": (), "function_call": (), "annotations": ([],)}
     role: Literal["system", "developer", "user", "assistant", "tool"]
     """`developer` is OpenAI's newer word for `system` and means the same here."""
-    content: Annotated[str | None, BeforeValidator(text_of, json_schema_input_type=str | list[TextPart] | None)] = None
+    content: Annotated[
+        str | list[dict[str, Any]] | None,
+        BeforeValidator(content_of, json_schema_input_type=str | list[TextPart | ImagePart] | None),
+    ] = None
+    """A text, as one or in parts; parts with images stay a list."""
     tool_calls: list[MessageCall] | None = Field(None, max_length=128)
     """Calls that the assistant made in this turn."""
     tool_call_id: str | None = Field(None, max_length=200)
@@ -42,6 +46,8 @@ class Message(Wire):
             raise fault("only the assistant calls tools", "tool_calls")
         if (self.role == "tool") != (self.tool_call_id is not None):
             raise fault("a tool's message, and no other, names the call that it answers", "tool_call_id")
+        if isinstance(self.content, list) and self.role != "user":
+            raise fault("only a user's message holds images", "content")
         if self.content is None and not self.tool_calls:
             raise fault("a text is needed", "content")
         return self
@@ -227,6 +233,10 @@ class ChatRequest(Ask):
             return []
         named = self.tool_choice.function.name if isinstance(self.tool_choice, Named) else None
         return [tool for tool in self.tools or () if named in (None, tool.function.name)]
+
+    def images(self) -> bool:
+        """Whether there is one to look at."""
+        return any(isinstance(message.content, list) for message in self.messages)
 
     def asked_tokens(self) -> int | None:
         return self.max_completion_tokens or self.max_tokens

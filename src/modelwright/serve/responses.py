@@ -21,7 +21,7 @@ from modelwright.serve.errors import ApiError
 from modelwright.serve.logs import record
 from modelwright.serve.requests import ChatRequest
 from modelwright.serve.tools import Called
-from modelwright.serve.wire import Wire, fault, text_of
+from modelwright.serve.wire import IMAGE, Wire, content_of, fault
 from modelwright.serve.work import Piece
 
 KEPT, KEPT_CHARS = 1000, 16_000_000
@@ -36,8 +36,18 @@ def _parts(value: Any) -> Any:
     for part in value:
         kind = part.get("type") if isinstance(part, dict) else None
         known = {"input_text": {"type", "text"}, "output_text": {"type", "text", "annotations", "logprobs"}}.get(str(kind))
-        plain.append({"type": "text", "text": part.get("text")} if known and set(part) <= known else part)
-    return text_of(plain)
+        if kind == "input_image" and set(part) <= {"type", "image_url", "detail"}:
+            address = {"url": part.get("image_url")} | ({"detail": part["detail"]} if part.get("detail") else {})
+            plain.append({"type": "image_url", "image_url": address})
+        else:
+            plain.append({"type": "text", "text": part.get("text")} if known and set(part) <= known else part)
+    return content_of(plain)
+
+
+class _Image(Wire):
+    type: Literal["input_image"]
+    image_url: str = Field(pattern=f"^{IMAGE}$")
+    detail: Literal["auto", "low", "high"] | None = None
 
 
 class _Part(Wire):
@@ -48,6 +58,7 @@ class _Part(Wire):
 
 
 _Texts = str | list[_Part] | None
+_Content = str | list[_Part | _Image] | None
 
 
 class Item(Wire):
@@ -57,7 +68,7 @@ class Item(Wire):
     type: Literal["message", "function_call", "function_call_output"] = "message"
     id: str | None = None
     role: Literal["user", "assistant", "system", "developer"] | None = None
-    content: Annotated[str | None, BeforeValidator(_parts, json_schema_input_type=_Texts)] = None
+    content: Annotated[str | list[dict[str, Any]] | None, BeforeValidator(_parts, json_schema_input_type=_Content)] = None
     call_id: str | None = None
     name: str | None = None
     arguments: str | None = None

@@ -5,9 +5,10 @@ A known field that we do not honour may only be absent, null or hold its neutral
 
 from __future__ import annotations
 
+import re
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 Neutral = dict[str, tuple[Any, ...]]
@@ -40,6 +41,22 @@ class TextPart(Wire):
 
     type: Literal["text"]
     text: str
+
+
+IMAGE = r"data:image/(png|jpeg|gif|webp);base64,[A-Za-z0-9+/]+={0,2}"
+"""An image in its own address. No other addresses: who asks us could have an engine's server fetch what is not meant for it."""
+
+
+class ImageAddress(Wire):
+    url: str = Field(pattern=f"^{IMAGE}$")
+    detail: Literal["auto", "low", "high"] | None = None
+
+
+class ImagePart(Wire):
+    """An image in a list of parts."""
+
+    type: Literal["image_url"]
+    image_url: ImageAddress
 
 
 MOST_LEVELS = 100
@@ -88,6 +105,25 @@ def text_of(value: Any) -> Any:
             raise fault('only parts of the form {form} are supported', form='{"type": "text", "text": "…"}')  # fmt: skip
         texts.append(part["text"])
     return "".join(texts)
+
+
+def content_of(value: Any) -> Any:
+    """A user's text, or the list of parts where images are among them."""
+    if not isinstance(value, list) or not any(isinstance(part, dict) and part.get("type") == "image_url" for part in value):
+        return text_of(value)
+    texts = [part for part in value if not (isinstance(part, dict) and part.get("type") == "image_url")]
+    text_of(texts)  # which says what is wrong with them
+    for part in value:
+        if part["type"] == "image_url":
+            _check_image(part.get("image_url"))
+    return value
+
+
+def _check_image(image: Any) -> None:
+    if not isinstance(image, dict) or not isinstance(image.get("url"), str) or not re.fullmatch(IMAGE, image["url"]):
+        raise fault("an image comes within the request: {form}", form='{"image_url": {"url": "data:image/png;base64,…"}}')
+    if set(image) > {"url", "detail"} or image.get("detail") not in (None, "auto", "low", "high"):
+        raise fault("of an image only url and detail (auto, low or high) are known")
 
 
 def as_list(value: Any) -> Any:

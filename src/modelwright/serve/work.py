@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
-from modelwright.methods.engines import Delta, Engine, Pushed, Request, Sampling, Stream, Top
+from anyio.to_thread import run_sync
+
+from modelwright.methods.engines import Delta, Engine, Posting, Pushed, Request, Sampling, Stream, Top
 
 
 @dataclass(slots=True)
@@ -42,6 +45,10 @@ class Work(Protocol):
 
     def submit(self) -> Pieces:
         """Begin; called in a thread of the queue's."""
+        ...
+
+    def begin(self) -> Pieces | None:
+        """The same in the event loop; None where that might wait, and nothing was begun."""
         ...
 
 
@@ -79,6 +86,13 @@ class Group:
                 stream.cancel()
             raise
         return _Streams(streams, echoes)
+
+    def begin(self) -> Pieces | None:
+        if self._echoes or len(self._requests) > 1 or not isinstance(self._engine, Posting):
+            return None
+        request = self._requests[0]
+        stream = self._engine.begin(request) if request.sampling.max_tokens else None
+        return _Streams([stream], ()) if stream is not None else None
 
 
 class _Nothing:
@@ -147,6 +161,9 @@ class Call:
     def submit(self) -> Pieces:
         return _Called(self._function)
 
+    def begin(self) -> Pieces | None:
+        return None
+
 
 class _Called:
     def __init__(self, function: Callable[[], Any]) -> None:
@@ -160,6 +177,30 @@ class _Called:
 
     def listen(self, take: Callable[[Piece | BaseException | None], None]) -> bool:
         return False
+
+
+async def called(engine: Engine, name: Literal["encode", "render"], *arguments: Any) -> Any:
+    """A method's result, without a thread where the engine can be asked without a wait."""
+    if isinstance(engine, Posting):
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Any] = loop.create_future()
+
+        def settle(value: Any) -> None:
+            if future.done():  # who asked has gone
+                return
+            if isinstance(value, BaseException):
+                future.set_exception(value)
+            else:
+                future.set_result(value)
+
+        def take(value: Any) -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(settle, value)
+
+        if engine.post(name, arguments, take):
+            return await future
+    # a client that is gone, or whose time is over, does not wait for the thread
+    return await run_sync(partial(getattr(engine, name), *arguments), abandon_on_cancel=True)
 
 
 def likeliest(engine: Engine, tokens: Sequence[int], count: int) -> list[Top]:

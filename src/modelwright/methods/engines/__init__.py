@@ -81,7 +81,8 @@ class Request(NamedTuple):
     adapter: str = ""
     """Name of an adapter that `Engine.load_adapter` has opened; '': the model alone. Needs the capability `adapters`."""
     messages: tuple[Message, ...] = ()
-    """A chat instead of `tokens`, for engines with the capability `messages`: their server has the template. No others see it."""
+    """A chat instead of `tokens`, for engines with the capability `messages`: their server has the template. No others see it.
+    A content may be a list of parts, as in OpenAI's API, where the capability `images` is there too."""
     text: str = ""
     """A text to continue instead of `tokens`, for the same engines."""
     speculate: Speculate | None = None
@@ -155,12 +156,25 @@ class Pushed:
         raise NotImplementedError
 
 
+class Posting:
+    """Base of engines that are asked through a pipe: what takes no wait needs no thread either."""
+
+    def post(self, name: Literal["encode", "render"], arguments: Sequence[Any], take: Callable[[Any], None]) -> bool:
+        """Ask for a method's result: `take` gets it, or its fault, in the engine's thread, which it must not hold up. False: that
+        might wait, and nothing was asked."""
+        raise NotImplementedError
+
+    def begin(self, request: Request) -> Stream | None:
+        """`submit`; None where that might wait, and nothing was begun."""
+        raise NotImplementedError
+
+
 class Engine(Protocol):
     """An open model. Thread-safe: several threads may submit at once."""
 
     capabilities: frozenset[str]
     """Of: `score`, `logprobs`, `chat`, `seed`, `constrain`, `adapters`, `embed`, `branch`, `rules` (all of `Sampling`),
-    `speculate`, `messages` (takes `Request.messages` and `Request.text`, never tokens)."""
+    `speculate`, `images`, `messages` (takes `Request.messages` and `Request.text`, never tokens)."""
     context: int
     """Tokens that prompt and answer may have together."""
     vocabulary: int
@@ -172,6 +186,10 @@ class Engine(Protocol):
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The text without special tokens."""
+        ...
+
+    def spell(self, tokens: Sequence[int]) -> list[bytes]:
+        """The bytes of each token, which need not be whole characters; of a special one, none."""
         ...
 
     def render(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] | None = None) -> list[int]:

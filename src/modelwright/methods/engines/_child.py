@@ -16,29 +16,57 @@ from modelwright.core import environment
 from modelwright.core.errors import UserError
 from modelwright.core.spec import allow_code
 from modelwright.methods.engines import ENGINES, Delta, Engine, EngineSpec, Pushed, Request, Stream
+from modelwright.methods.engines._opened import Opened
 from modelwright.methods.engines._wire import Pipe, read
 
-CALLS = frozenset({"encode", "decode", "render", "score", "embed", "unload_adapter"})
-"""Methods whose arguments and results are plain data."""
+CALLS = frozenset({"encode", "decode", "render", "score", "embed", "unload_adapter", "spell"})
+"""Methods whose arguments and results are plain data (`_wire`)."""
+
+
+AT_ONCE = frozenset({"encode", "render", "spell", "submit"})
+"""What takes no time worth a thread, where little is asked."""
+LITTLE_BYTES = 4096
+_SLOW = [Request._fields.index(name) for name in ("constraint", "speculate")]
+"""Fields whose making ready takes a while."""
 
 
 class Child:
-    """Requests come in from one pipe; each is done in a thread of its own, so that none waits to be heard."""
+    """Requests come in from one pipe. Each is done in a thread of its own, so that none waits to be heard; what is quick, by an
+    engine of ours that has nothing longer to do, where it is read."""
 
     def __init__(self, pipe: Pipe) -> None:
         self._pipe, self._lock = pipe, threading.Lock()
+        self._threads = 0
+        """That are at work; one of them may hold what a quick call would wait for."""
         self._streams: dict[int, Stream] = {}
         self._cancelled: set[int] = set()
         self._engine: Engine
+        self._ours = False
 
     def run(self) -> None:
         while (message := self._pipe.receive()) is not None:
             number, name, argument = message
             if name == "cancel":
                 self._cancel(number)
+            elif self._quick(name, argument):
+                self._answer(number, name, argument)
             else:
-                threading.Thread(target=self._answer, args=(number, name, argument), daemon=True).start()
+                with self._lock:
+                    self._threads += 1
+                threading.Thread(target=self._apart, args=(number, name, argument), daemon=True).start()
         os._exit(1)  # whoever asked is gone; nothing here is worth keeping
+
+    def _quick(self, name: str, argument: Any) -> bool:
+        if name not in AT_ONCE or self._threads or self._pipe.came_bytes > LITTLE_BYTES:
+            return False
+        return self._ours and (name != "submit" or not any(argument[place] for place in _SLOW))
+
+    def _apart(self, number: int, name: str, argument: Any) -> None:
+        try:
+            self._answer(number, name, argument)
+        finally:
+            with self._lock:
+                self._threads -= 1
 
     def _cancel(self, number: int) -> None:
         with self._lock:
@@ -89,8 +117,8 @@ class Child:
             allow_code(Path(code))  # the command was told to, or it would have no such spec
         made = ENGINES.load(code or spec["kind"]).model_validate(spec)
         assert isinstance(made, EngineSpec)
-        self._engine = made.open(Path(model))
-        engine = self._engine
+        engine = self._engine = made.open(Path(model))
+        self._ours = isinstance(engine, Opened)
         return {"capabilities": sorted(engine.capabilities), "context": engine.context, "vocabulary": engine.vocabulary}
 
     def _stream(self, number: int, argument: Any) -> None:

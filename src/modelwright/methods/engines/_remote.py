@@ -61,6 +61,8 @@ class NamedSpec(RemoteSpec):
 
     model: str = Field("", examples=["small-chat"])
     """The model's name on the server; unset: the only one that it has."""
+    images: bool = Field(False, examples=[True])
+    """The model looks at images: those of a chat are sent to its server as they come. Else a chat with one is refused here."""
     retries: Annotated[int, Runtime] = Field(5, ge=0, examples=[1])
     """Times that a request is sent again after 408, 409, 425, 429, 5xx or a broken connection, each after a longer wait."""
 
@@ -131,6 +133,7 @@ class Remote:
         prices: Prices | None = None,
         cache: Cache | None = None,
         chat: bool = True,
+        images: bool = False,
     ) -> None:
         self._spec, self._provider, self._server, self._cache = spec, provider, server, cache
         self._prices = prices or Prices()
@@ -139,8 +142,9 @@ class Remote:
         self._client = Client(server, pace)
         self._lock = threading.Lock()
         self._spent = Spent()
-        self._ids: dict[str, int] = {}
-        self._texts: list[str] = []
+        self._ids: dict[tuple[str, bytes], int] = {}
+        self._tokens: list[tuple[str, bytes]] = []
+        """As the server tells them: a text, and bytes, which half a character alone has."""
         self._calls: set[Call] = set()
         self._closed = False
         try:
@@ -149,6 +153,7 @@ class Remote:
             self._client.close()
             raise
         able = {"messages", *(["chat"] if chat else []), *(["seed"] if "seed" in provider.takes else [])}
+        able |= {"images"} if images else set()
         able |= ({"logprobs"} if spec.logprobs else set()) | ({"constrain"} if provider.constraints else set())
         self.capabilities: frozenset[str] = frozenset(able)
 
@@ -162,7 +167,11 @@ class Remote:
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Of tokens that came with answers; their numbers are this engine's own."""
-        return "".join(self._texts[token] for token in tokens)
+        return b"".join(self.spell(tokens)).decode("utf-8", "replace")
+
+    def spell(self, tokens: Sequence[int]) -> list[bytes]:
+        """As the server told them; of half a character, where it told none, those of the text in its place."""
+        return [self._tokens[token][1] for token in tokens]
 
     def render(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] | None = None) -> list[int]:
         raise self._no_tokens()
@@ -228,6 +237,8 @@ class Remote:
             raise UserError("a server is asked with messages or with a text", "it has its own tokens", "see `request_of`")
         if request.messages and "chat" not in self.capabilities:
             raise UserError(f"{self.model} has no chat template", fix="ask it to continue a text")
+        if "images" not in self.capabilities and any(isinstance(message["content"], list) for message in request.messages):
+            raise UserError(f"{self.model} is not known to look at images", fix="say `images: true` in the engine's settings")
         path = "/chat/completions" if request.messages else "/completions"
         body = {"model": self.model, **fields(self._provider, request.sampling, self._spec.logprobs)}
         body |= {"messages": list(request.messages)} if request.messages else {"prompt": request.text}
@@ -302,8 +313,8 @@ class Remote:
         text = str(said.get("content") or choice.get("text") or "")
         told = choice.get("logprobs") or {}
         if entries := told.get("content"):
-            top = tuple(tuple((self._id(t["token"]), t["logprob"]) for t in e.get("top_logprobs") or ()) for e in entries)
-            tokens = tuple(self._id(entry["token"]) for entry in entries)
+            top = tuple(tuple((self._of(t), t["logprob"]) for t in e.get("top_logprobs") or ()) for e in entries)
+            tokens = tuple(self._of(entry) for entry in entries)
             return Delta(text, tokens, tuple(float(entry["logprob"]) for entry in entries), None, top if any(top) else ())
         if tokens := tuple(self._id(token) for token in told.get("tokens") or ()):
             places = told.get("top_logprobs") or ()
@@ -311,12 +322,24 @@ class Remote:
             return Delta(text, tokens, tuple(map(float, told["token_logprobs"])), None, likeliest)
         return Delta(text)
 
-    def _id(self, token: str) -> int:
+    def _of(self, entry: Mapping[str, Any]) -> int:
+        return self._id(entry["token"], entry.get("bytes"))
+
+    def _id(self, text: str, spelt: Sequence[int] | None = None) -> int:
+        token = text, bytes(spelt) if spelt else text.encode("utf-8", "replace")
         with self._lock:
             if token not in self._ids:
-                self._ids[token] = len(self._texts)
-                self._texts.append(token)
+                self._ids[token] = len(self._tokens)
+                self._tokens.append(token)
             return self._ids[token]
+
+    def _told(self, token: int) -> str | list[Any]:
+        """As the cache keeps it."""
+        text, spelt = self._tokens[token]
+        return text if spelt == text.encode("utf-8", "replace") else [text, list(spelt)]
+
+    def _id_of(self, token: str | list[Any]) -> int:
+        return self._id(token) if isinstance(token, str) else self._id(*token)
 
     def _count(self, finish: str, usage: Usage | None, expected: int) -> None:
         prompt, answer = usage or (0, 0)
@@ -346,8 +369,8 @@ class Remote:
             return None
         with self._lock:
             self._spent = self._spent._replace(cached=self._spent.cached + 1)
-        tokens = tuple(self._id(token) for token in found["tokens"])
-        top = tuple(tuple((self._id(token), value) for token, value in place) for place in found["top"])
+        tokens = tuple(self._id_of(token) for token in found["tokens"])
+        top = tuple(tuple((self._id_of(token), value) for token, value in place) for place in found["top"])
         return Delta(found["text"], tokens, tuple(found["logprobs"]), found["finish"], top, Usage(*found["usage"]))
 
     def keep(self, path: str, body: Mapping[str, Any], pieces: Sequence[Delta]) -> None:
@@ -356,9 +379,9 @@ class Remote:
             return
         answer = {
             "text": "".join(piece.text for piece in pieces),
-            "tokens": [self._texts[token] for piece in pieces for token in piece.tokens],
+            "tokens": [self._told(token) for piece in pieces for token in piece.tokens],
             "logprobs": [value for piece in pieces for value in piece.logprobs],
-            "top": [[(self._texts[token], value) for token, value in place] for piece in pieces for place in piece.top],
+            "top": [[(self._told(token), value) for token, value in place] for piece in pieces for place in piece.top],
             "finish": pieces[-1].finish,
             "usage": usage,
         }

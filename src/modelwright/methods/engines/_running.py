@@ -25,4 +25,4 @@ class RunningSpec(NamedSpec):
             parallel=self.parallel,
             start=self.provider.start,
         )
-        return Remote(self, self.provider, server, self.model)
+        return Remote(self, self.provider, server, self.model, images=self.images)

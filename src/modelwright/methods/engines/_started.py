@@ -177,7 +177,7 @@ class Started(Remote):
         self._program = Program(provider.name, start, self._looks, log_file, spec.start_s)
         try:
             self._program.begin()
-            super().__init__(spec, provider, server, name, chat=has_template(model))
+            super().__init__(spec, provider, server, name, chat=has_template(model), images=looks(model))
         except BaseException:
             self._leave()
             raise
@@ -228,6 +228,11 @@ def has_template(model: Path) -> bool:
         return True
     settings = model / "tokenizer_config.json"
     return settings.is_file() and bool(json.loads(settings.read_text(encoding="utf-8")).get("chat_template"))
+
+
+def looks(model: Path) -> bool:
+    """The model has a part that looks at images."""
+    return "vision_config" in json.loads((model / "config.json").read_text(encoding="utf-8"))
 
 
 def _free_port() -> int:

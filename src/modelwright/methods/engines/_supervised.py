@@ -18,13 +18,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from modelwright.core.errors import UserError
 from modelwright.core.measure import Meter
 from modelwright.core.record import Message
 from modelwright.core.spec import source_file
-from modelwright.methods.engines import Completion, Delta, EngineDied, EngineSpec, Pushed, Request
+from modelwright.methods.engines import Completion, Delta, EngineDied, EngineSpec, Posting, Pushed, Request
 from modelwright.methods.engines._wire import Pipe, plain, read
 from modelwright.methods.engines._worker import room
 
@@ -39,7 +39,7 @@ END_S = 5.0
 """A process that was asked to end has so long."""
 
 
-class Supervised:
+class Supervised(Posting):
     """See `modelwright.methods.engines.Engine`."""
 
     def __init__(self, spec: EngineSpec, model: Path) -> None:
@@ -68,13 +68,30 @@ class Supervised:
     def decode(self, tokens: Sequence[int]) -> str:
         return str(self._call("decode", [int(token) for token in tokens]))
 
+    def spell(self, tokens: Sequence[int]) -> list[bytes]:
+        return [text.encode("latin-1") for text in self._call("spell", [int(token) for token in tokens])]
+
     def render(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] | None = None) -> list[int]:
         found: list[int] = self._call("render", list(messages), list(tools) if tools else None)
         return found
 
     def submit(self, request: Request) -> _Stream:
         room(request.tokens, request.sampling.max_tokens, self.context)  # told here, as by an engine in one's own process
-        return _Stream(self._alive(), plain(request))
+        life = self._alive()
+        return _Stream(life, life.ask("submit", plain(request)))
+
+    def begin(self, request: Request) -> _Stream | None:
+        room(request.tokens, request.sampling.max_tokens, self.context)
+        life = self._ready()
+        pending = life.ask_now("submit", plain(request)) if life else None
+        return _Stream(life, pending) if life and pending else None
+
+    def post(self, name: Literal["encode", "render"], arguments: Sequence[Any], take: Callable[[Any], None]) -> bool:
+        life = self._ready()
+        pending = life.ask_now(name, arguments) if life else None
+        if pending is not None:
+            pending.listen(take)
+        return pending is not None
 
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
         found = self._alive().ask("generate", [plain(request) for request in requests]).result()
@@ -120,6 +137,15 @@ class Supervised:
         if capability not in self.capabilities:
             kind = self._spec["spec"]["kind"]
             raise UserError(f"the engine {kind} cannot do `{capability}`", f"it can: {', '.join(sorted(self.capabilities))}")
+
+    def _ready(self) -> _Life | None:
+        """The process where it is there; None where it has to be started first, or that is being done."""
+        if not self._lock.acquire(blocking=False):
+            return None
+        try:
+            return None if self._closing.is_set() or self._life.died is not None else self._life
+        finally:
+            self._lock.release()
 
     def _alive(self) -> _Life:
         """The process, started again where it has died."""
@@ -171,6 +197,25 @@ class _Life:
             self._pending[pending.number] = pending
         self.post(pending.number, name, argument)
         return pending
+
+    def ask_now(self, name: str, argument: Any) -> _Pending | None:
+        """The same where that cannot wait; None: it might, and nothing was asked."""
+        pending = _Pending(next(self._numbers))
+        with self._lock:
+            if self.died is not None:
+                return None
+            self._pending[pending.number] = pending
+        with contextlib.suppress(OSError, ValueError):  # it is gone: the reader tells everybody
+            if not self._pipe.send_now(pending.number, name, argument):
+                with self._lock:
+                    return pending if self._pending.pop(pending.number, None) is None else None
+        return pending
+
+    def cancel(self, number: int) -> None:
+        """Without a wait: a process that does not read must not hold up who cancels."""
+        with contextlib.suppress(OSError, ValueError):
+            if not self._pipe.send_now(number, "cancel", None):
+                threading.Thread(target=self.post, args=(number, "cancel"), daemon=True).start()
 
     def post(self, number: int, name: str, argument: Any = None) -> None:
         with contextlib.suppress(OSError, ValueError):  # it is gone: the reader tells everybody
@@ -241,9 +286,8 @@ class _Pending:
 class _Stream(Pushed):
     """See `modelwright.methods.engines.Stream`."""
 
-    def __init__(self, life: _Life, request: Request) -> None:
-        self._life, self._ended = life, False
-        self._pending = life.ask("submit", request)
+    def __init__(self, life: _Life, pending: _Pending) -> None:
+        self._life, self._pending, self._ended = life, pending, False
 
     def __iter__(self) -> Iterator[Delta]:
         try:
@@ -260,7 +304,7 @@ class _Stream(Pushed):
 
     def cancel(self) -> None:
         if not self._ended:
-            self._life.post(self._pending.number, "cancel")
+            self._life.cancel(self._pending.number)
 
 
 _SIGNALS = {

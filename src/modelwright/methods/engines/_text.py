@@ -7,8 +7,12 @@ as in the OpenAI API (`stop`: the answer ends before the first of them).
 from __future__ import annotations
 
 import codecs
+import re
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from functools import cache
+from typing import Any, Protocol
+
+from modelwright.methods.tokenizers._bytes import read
 
 
 class Pieces(Protocol):
@@ -71,6 +75,31 @@ class BytePieces:
 
     def whole(self, tokens: Sequence[int]) -> str:
         return b"".join(self._piece(token) for token in tokens).decode("utf-8", errors="replace")
+
+
+def spelling(tokenizer: Any) -> Callable[[int], bytes]:
+    """What one token of a transformers tokenizer adds to a text, as bytes, each looked up once; nothing for a special one."""
+    decoder = repr(getattr(getattr(tokenizer, "backend_tokenizer", None), "decoder", None))  # slow tokenizers have none
+    special, added = set(tokenizer.all_special_ids), dict(tokenizer.added_tokens_decoder)
+    special |= {token for token, text in added.items() if text.special}
+
+    @cache
+    def spelt(token: int) -> bytes:
+        text: str | None = tokenizer.convert_ids_to_tokens(token)
+        if token in special or text is None:
+            return b""
+        if token in added:
+            return str(added[token].content).encode()
+        if "ByteLevel" in decoder and (found := read(text)) is not None:
+            return found
+        if "ByteFallback" in decoder and (byte := re.fullmatch("<0x([0-9A-F]{2})>", text)):
+            return bytes.fromhex(byte[1])
+        if "ByteFallback" in decoder or "Metaspace" in decoder:
+            return text.replace("▁", " ").encode()
+        shown: str = tokenizer.decode([token], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return shown.encode()
+
+    return spelt
 
 
 class Stops:

@@ -1,13 +1,16 @@
 """Messages between an engine's process and ours: a length of four bytes, then JSON. Data only: neither makes the other run code.
 
-Source of the framing: ONC RPC's record marking, RFC 5531 section 11, less its fragments. JSON as Python writes it: infinities
-keep their names, half surrogates are escaped, a NamedTuple is a list in the order of its fields.
+Source of the framing: ONC RPC's record marking, RFC 5531 section 11, less its fragments; of what a pipe takes at once:
+PIPE_BUF in pipe(7). JSON as Python writes it: infinities keep their names, half surrogates are escaped, a NamedTuple is a list in
+the order of its fields, and bytes are the characters of their numbers.
 """
 
 from __future__ import annotations
 
 import json
+import select
 import struct
+import sys
 from functools import cache
 from pathlib import Path
 from threading import Lock
@@ -24,30 +27,76 @@ class Pipe:
 
     def __init__(self, given: IO[bytes], out: IO[bytes]) -> None:
         self._given, self._out, self._lock = given, out, Lock()
+        self.came_bytes = 0
+        """Size of the message that was received last."""
 
     def send(self, *message: Any) -> None:
         """OSError or ValueError where the other side is gone."""
-        data = json.dumps(message, separators=(",", ":"), default=_text).encode()
+        data = _framed(message)
         with self._lock:
-            self._out.write(_LENGTH.pack(len(data)) + data)
+            self._out.write(data)
             self._out.flush()
+
+    def send_now(self, *message: Any) -> bool:
+        """The same where it cannot wait for the other side to read; False: it might, and nothing was sent."""
+        if sys.platform == "win32":  # its pipes do not tell
+            return False
+        if _left(message[1:], select.PIPE_BUF) < 0:  # long ones are not even written down
+            return False
+        data = _framed(message)
+        if len(data) > select.PIPE_BUF or not self._lock.acquire(blocking=False):
+            return False
+        try:
+            room = select.poll()
+            room.register(self._out.fileno(), select.POLLOUT)
+            if not room.poll(0):
+                return False
+            self._out.write(data)
+            self._out.flush()
+            return True
+        finally:
+            self._lock.release()
 
     def receive(self) -> Any:
         """None when the pipe has ended, in the middle of a message too."""
         head = self._given.read(_LENGTH.size)
         if len(head) < _LENGTH.size:
             return None
-        (length,) = _LENGTH.unpack(head)
-        data = self._given.read(length)
-        return json.loads(data) if len(data) == length else None
+        (self.came_bytes,) = _LENGTH.unpack(head)
+        data = self._given.read(self.came_bytes)
+        return json.loads(data) if len(data) == self.came_bytes else None
 
     def close(self) -> None:
         self._given.close()
 
 
+def _framed(message: Any) -> bytes:
+    data = json.dumps(message, separators=(",", ":"), default=_text).encode()
+    return _LENGTH.pack(len(data)) + data
+
+
+def _left(value: Any, room: int) -> int:
+    """At most so many of `room` bytes are left after this; soon below zero for much."""
+    if isinstance(value, str):
+        return room - len(value)
+    if not isinstance(value, dict | list | tuple) or not value:
+        return room - 1
+    room -= 2 * len(value)
+    parts = value.values() if isinstance(value, dict) else value
+    if not isinstance(value, dict) and isinstance(value[0], int):  # tokens
+        return room
+    for part in parts:
+        if room < 0:
+            break
+        room = _left(part, room)
+    return room
+
+
 def _text(value: Any) -> str:
     if isinstance(value, Path):
         return str(value)
+    if isinstance(value, bytes):
+        return value.decode("latin-1")
     raise TypeError(f"{type(value).__name__} is no plain data")
 
 

@@ -154,6 +154,9 @@ class _LlamaCpp(Opened):
     def decode(self, tokens: Sequence[int]) -> str:
         return BytePieces(self._piece).whole(tokens)
 
+    def spell(self, tokens: Sequence[int]) -> list[bytes]:
+        return [self._piece(token) for token in tokens]
+
     def _piece(self, token: int) -> bytes:
         if token not in self._bytes:
             self._bytes[token] = self._c.piece(self._vocab, token)

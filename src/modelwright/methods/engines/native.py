@@ -21,7 +21,7 @@ from modelwright.methods.engines import EngineSpec, Request, Rule, Speculate
 from modelwright.methods.engines._branches import WorkerBranches
 from modelwright.methods.engines._grammar import refusal, words_of_fast
 from modelwright.methods.engines._opened import Opened
-from modelwright.methods.engines._text import DecodedPieces
+from modelwright.methods.engines._text import DecodedPieces, spelling
 from modelwright.methods.engines._threads import threads
 from modelwright.methods.engines._worker import Worker
 from modelwright.methods.templates import marks, special_tokens
@@ -92,6 +92,7 @@ class _Native(Opened):
         special = special_tokens(self.tokenizer)
         super().__init__(folder, chat_template(self.tokenizer), marks(self.tokenizer), special, refusal(self.tokenizer))
         self.capabilities |= {"branch", "adapters", "embed", "speculate"}
+        self._spelling = spelling(self.tokenizer)
         self._lock = threading.Lock()  # transformers changes a tokenizer's settings while it encodes
         self.context = 0
         self.why = ""
@@ -139,6 +140,9 @@ class _Native(Opened):
     def decode(self, tokens: Sequence[int]) -> str:
         text: str = self.tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return text
+
+    def spell(self, tokens: Sequence[int]) -> list[bytes]:
+        return [self._spelling(token) for token in tokens]
 
     def _tokens(self, text: str, special: bool) -> list[int]:
         with self._lock:

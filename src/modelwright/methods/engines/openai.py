@@ -79,7 +79,8 @@ class OpenAI(NamedSpec):
         server = Server(provider.name, url, key, variable, self.timeout_s, self.retries, self.parallel, provider.start)
         cache = Cache(Path(self.cache).expanduser(), self.cache_bytes) if self.cache else None
         prices = Prices(self.prompt_usd, self.answer_usd)
-        return Remote(self, provider, server, self.model, Pace(self.requests_per_minute, self.tokens_per_minute), prices, cache)
+        pace = Pace(self.requests_per_minute, self.tokens_per_minute)
+        return Remote(self, provider, server, self.model, pace, prices, cache, images=self.images)
 
 
 def _only_to_its_owner(variable: str, url: str) -> None:

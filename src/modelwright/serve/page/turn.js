@@ -67,6 +67,12 @@ function visible(text) {
   return text.replace(/ /g, "␣").replace(/\n/g, "⏎").replace(/\t/g, "⇥").replace(/[\x00-\x1f\x7f]/g, "�") || "(nothing)";
 }
 
+// Half a character has no text of its own: its bytes are shown.
+function named({ token, bytes }) {
+  if (!bytes?.length || !token.includes("\ufffd")) return visible(token);
+  return `‹${bytes.map((byte) => byte.toString(16).padStart(2, "0")).join(" ")}›`;
+}
+
 function percent(logprob) {
   const value = 100 * Math.exp(logprob);
   return value >= 0.01 || !value ? `${value.toFixed(value < 10 ? 2 : 1)} %` : `${value.toExponential(0)} %`;
@@ -79,12 +85,12 @@ export function point(span) {
   span.classList.add("now");
   const rows = [];
   for (const entry of span.group.entries) {
-    const others = (entry.top_logprobs ?? []).filter((other) => other.token !== entry.token);
+    const others = (entry.top_logprobs ?? []).filter((other) => named(other) !== named(entry));
     for (const [index, one] of [entry, ...others].entries()) {
       const row = make("div", index ? "row" : "row taken"), bar = make("span", "bar"), fill = make("span");
       fill.style.width = `${100 * Math.exp(one.logprob)}%`;
       bar.append(fill);
-      row.append(make("code", "", visible(one.token)), bar, make("span", "number", percent(one.logprob)));
+      row.append(make("code", "", named(one)), bar, make("span", "number", percent(one.logprob)));
       rows.push(row);
     }
   }
