@@ -73,6 +73,38 @@ def test_every_stage_can_be_stopped_anywhere(kind, fault, folder, tmp_path, monk
             assert before[name]["sha256"] == after[name]["sha256"], f"{name} differs from that of the undisturbed run"
 
 
+@pytest.mark.parametrize("at", ["digests", "name"])
+def test_a_training_that_is_killed_after_its_last_step_is_not_made_again(at, folder, tmp_path, monkeypatch):
+    """Digests of a large model take minutes; what it goes on from is removed only when the manifest is there."""
+    monkeypatch.chdir(folder)
+    store, loaded = (
+        Store(tmp_path / "store"),
+        kit.loaded({"kind": "train", **kit.BASES["train"], "checkpoint_every_s": 0}, folder),
+    )
+    (stage,) = loaded.recipe.stages.values()
+
+    def killed(*args, **more):
+        raise KeyboardInterrupt
+
+    steps = []
+
+    def count(event, fields):
+        if event == "progress" and fields["label"] == "train":
+            steps.append(fields["done"])
+
+    with monkeypatch.context() as patched:
+        patched.setattr(*(("modelwright.core.execute.digest_files", killed) if at == "digests" else (Store, "finish", killed)))
+        with pytest.raises(KeyboardInterrupt):
+            list(execute(loaded, store, kit.MACHINE, count, gates=False))
+    (part,) = store.unfinished()
+    assert (part / "checkpoint").exists() is (at == "digests")
+    made = len(steps)
+    *_, done = execute(loaded, store, kit.MACHINE, count, gates=False)
+    assert len(steps) - made <= (1 if at == "digests" else 0), "at most the step after the last checkpoint"
+    assert store.verify(done.artifact) == [] and store.unfinished() == []
+    assert not [name for name in stage.scratch if (done.artifact.path / name).exists()]
+
+
 def test_time_that_is_up_ends_the_command_and_the_next_one_goes_on(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(folder)
     store, loaded = Store(tmp_path / "store"), recipe("train", folder)

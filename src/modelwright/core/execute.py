@@ -27,7 +27,7 @@ from modelwright.core.remote import remote_files
 from modelwright.core.spec import kind_of
 from modelwright.core.stage import Input, Run, Stage, Stats, parse_ref
 from modelwright.core.steps import Parent, Step, prepare
-from modelwright.core.store import COLUMNS, Artifact, Store, digest_files, write_json
+from modelwright.core.store import COLUMNS, MANIFEST, Artifact, Store, digest_files, read_manifest, write_json
 from modelwright.core.units import bytes_text, moment_s
 
 Look = Callable[[Step, Given, Estimate], str]
@@ -147,6 +147,8 @@ def _make(
     try:
         if (found := store.find(step.stage.produces, step.key)) is not None:
             return found  # another process made it while this one waited
+        if (manifest := read_manifest(part)) is not None and manifest["key"] == step.key:
+            return _close(step.stage, store, home, part, manifest)  # killed when it was whole
         if part.exists() and not step.stage.resumes:
             shutil.rmtree(part)
         resumed = part.exists()
@@ -250,7 +252,7 @@ def _finish(
     resumed: bool,
 ) -> Artifact:
     (part / "part.json").unlink()
-    files = digest_files(part)
+    files = digest_files(part, step.stage.scratch)
     manifest = {
         "schema": 1,
         "type": step.stage.produces,
@@ -285,6 +287,14 @@ def _finish(
         },
         "made_by": made_by(loaded),
     }
+    return _close(step.stage, store, home, part, manifest)
+
+
+def _close(stage: Stage, store: Store, home: Path, part: Path, manifest: dict[str, Any]) -> Artifact:
+    """The artifact is whole from when its manifest is written; only then what a resume would need may go."""
+    write_json(part / MANIFEST, manifest)
+    for name in stage.scratch:
+        shutil.rmtree(part / name, ignore_errors=True)
     return store.finish(part, home, manifest)
 
 

@@ -178,6 +178,9 @@ class Stage(Spec):
     """Artifact type: `records`, `tokenizer`, `model`, `evaluation`, `export`."""
     resumes: ClassVar[bool] = False
     """True: `run` goes on from what it finds in `run.out`; else a killed run starts with an empty folder."""
+    scratch: ClassVar[tuple[str, ...]] = ()
+    """Folders in `run.out` that only going on needs. They are removed when the manifest is written, no sooner: until then a kill
+    would make the work start anew."""
     random: ClassVar[bool] = True
     """True: the seed enters the key."""
     spreads: ClassVar[bool] = False

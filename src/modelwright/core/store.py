@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -127,11 +127,12 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     return manifest
 
 
-def digest_files(folder: Path) -> dict[str, dict[str, Any]]:
-    """`{path: {bytes, sha256}}` of every file below `folder`."""
+def digest_files(folder: Path, but: Collection[str] = ()) -> dict[str, dict[str, Any]]:
+    """`{path: {bytes, sha256}}` of every file below `folder`, `but` those in these folders right below it."""
     return {
         name: {"bytes": (folder / name).stat().st_size, "sha256": sha256_file(folder / name)}
         for name in sorted(relative_files(folder))
+        if name.partition("/")[0] not in but
     }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,6 +14,7 @@ from modelwright.stages._train_finish import finish, samples, trained_on
 from modelwright.stages._train_open import Opened, open_model
 from modelwright.stages._train_profile import profiled, traced
 from modelwright.stages._train_rows import Prepared, prepared
+from modelwright.stages._train_spec import CACHE, CHECKPOINT
 from modelwright.stages._train_spread import gathered, in_turn, spread_out
 from modelwright.stages._train_watch import tell_rates, watched
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from modelwright.nn.rows import Packed, Rows
     from modelwright.stages._train_spec import Training
 
-CACHE, CHECKPOINT, REFERENCE = "cache", "checkpoint", "reference.npy"
+REFERENCE = "reference.npy"
 
 
 def objective_loss(objective: Objective) -> LossFn:
@@ -162,8 +162,6 @@ def _train(stage: Training, run: Run, ranks: Ranks | None) -> Stats:
     stats = _outcome_stats(stage, opened, data, plan, outcome, skipped, dtype)
     stats |= {"device": name_of(device), "device_peak_bytes": peak_bytes(device)}
     stats.update(finish(stage, run, opened, data, outcome.tokens) | traced(run))
-    shutil.rmtree(run.out / CACHE)
-    shutil.rmtree(run.out / CHECKPOINT, ignore_errors=True)
     laps.done("end")
     return stats
 

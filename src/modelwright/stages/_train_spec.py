@@ -16,6 +16,9 @@ from modelwright.methods.schedules import Schedule
 from modelwright.methods.templates import Template
 from modelwright.methods.trackers import Tracker
 
+CACHE, CHECKPOINT = "cache", "checkpoint"
+"""Folders of a training: rows as tokens, and what it goes on from."""
+
 
 class Training(Protocol):
     """`stages/train.py` is one; its field docstrings say what each means."""

@@ -29,6 +29,7 @@ from modelwright.methods.trackers import TRACKERS, Tracker
 from modelwright.stages import _train_cost as costs
 from modelwright.stages import _train_layouts as layouts
 from modelwright.stages._train_memory import Row
+from modelwright.stages._train_spec import CACHE, CHECKPOINT
 
 OPENS_AS = {"causal": ("causal", "sequence", "tokens", "vectors"), "masked": ("masked", "sequence", "tokens", "vectors")}
 """Head that a model was trained with -> those that it can be opened with (`Objective.head`); others open as what they are."""
@@ -44,6 +45,7 @@ class Train(Stage):
 
     produces: ClassVar[str] = "model"
     resumes: ClassVar[bool] = True
+    scratch: ClassVar[tuple[str, ...]] = (CACHE, CHECKPOINT)
     spreads: ClassVar[bool] = True
 
     kind: Literal["train"] = "train"
