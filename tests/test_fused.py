@@ -79,9 +79,10 @@ def test_any_number_of_tokens_runs_the_same_kernels(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(fused, "BACKEND", lambda graph, inputs: traced.append(1) or graph.forward)
     model = made("llama")
     fused.choose(model)
-    gradients(model, 36, torch.float32)
+    for lengths in (36, 19):  # with branches attention's results lie otherwise in memory
+        gradients(model, lengths, torch.float32)
     before = len(traced)
-    for lengths in (19, 25, 30):
+    for lengths in (22, 25, 30):
         gradients(model, lengths, torch.float32)
     assert before == len(traced) > 0
 

@@ -11,8 +11,6 @@ the memory first.
 from __future__ import annotations
 
 import ctypes
-import struct
-from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,19 +27,14 @@ from modelwright.nn._gemv import (
     VECTOR,
     block,
     claim,
-    floats,
     fused_of,
-    intrinsic,
     launch,
     loaded,
-    longs,
-    numba,
-    real,
     switched,
     team_size,
-    types,
 )
-from modelwright.nn._small import LOOSE, exp
+from modelwright.nn._numbers import LOOSE, float_bits, floats, intrinsic, longs, numba, real, types
+from modelwright.nn._small import exp
 from modelwright.nn.attend import Plan, Terms
 from modelwright.nn.memory import Shared
 
@@ -235,12 +228,6 @@ class _Step(NamedTuple):
     score: Tensor
 
 
-@cache
-def _bits(number: float | None) -> int:
-    found: int = struct.unpack("q", struct.pack("d", number))[0]
-    return found
-
-
 def fits(plan: Plan, terms: Terms, width: int) -> bool:
     return plan.memory is not None and not terms.formula and terms.scaling is not None and width % LANES == 0
 
@@ -270,7 +257,7 @@ def attend_few(plan: Plan, layer: int, given_TNC: Tensor, heads: int, terms: Ter
     out_TI = given_TNC.new_empty(tokens, heads * width)
     addresses = (part.data_ptr() for part in (given_TNC, keys, values, out_TI, plan.row_T, plan.at_T, step.which_T))
     sizes = (tokens, kv_heads, heads // kv_heads, width, memory.capacity, all_heads, step.row_scores)
-    last = (*sizes, _bits(terms.scaling), terms.window or 0)
+    last = (*sizes, float_bits(terms.scaling or 0.0), terms.window or 0)
     job = _Job(0, *addresses, ctypes.addressof(table), step.score.data_ptr(), *last)
     _keep_alone(ctypes.addressof(job))
     launch(_work.address, job, team_size())

@@ -22,9 +22,24 @@ import torch
 from torch import Tensor
 from torch._subclasses import FakeTensor
 
-from modelwright.nn._gemv import LANES, claim, floats, launch, longs, numba, real, team_size, types
-from modelwright.nn._small import LOOSE, exp
-from modelwright.nn._tiles import HAS_HALF, halves, kernel, multiply, narrow, pair, rounded, turn_over, wholes, widen
+from modelwright.nn._gemv import LANES, claim, launch, team_size
+from modelwright.nn._numbers import (
+    LOOSE,
+    float_bits,
+    floats,
+    halves,
+    kernel,
+    longs,
+    narrow,
+    numba,
+    real,
+    rounded,
+    types,
+    wholes,
+    widen,
+)
+from modelwright.nn._small import exp
+from modelwright.nn._tiles import HAS_HALF, multiply, pair, turn_over
 
 _QUERIES, _KEYS = 64, 96
 """Of a block."""
@@ -239,13 +254,9 @@ def _backward_heads(job, scratch, start, length, kv_head):  # type: ignore[no-un
             begin, end = max(0, first - back + 1) // 2 * 2, min(length, first + queries + ahead)
             for begun in range(begin, end, _KEYS):
                 keys = min(_KEYS, end - begun)
-                at = first * 4
-                multiply(
-                    key + begun * kv_row, kv_row, keys, queries_turned + at, padded * 4, score, block, _QUERIES, units, 0, half
-                )
-                multiply(
-                    value + begun * kv_row, kv_row, keys, grads_turned + at, padded * 4, slope, block, _QUERIES, units, 0, half
-                )
+                right, at = padded * 4, begun * kv_row
+                multiply(key + at, kv_row, keys, queries_turned + first * 4, right, score, block, _QUERIES, units, 0, half)
+                multiply(value + at, kv_row, keys, grads_turned + first * 4, right, slope, block, _QUERIES, units, 0, half)
                 _hidden(score, begun, keys, first, back, ahead)
                 _slopes(score, slope, prob, paired, keys, total_M[first:], mean_M[first:], scaling, half)
                 at, to, count = first // per * width * 4, begun * width * 4, _QUERIES // per
@@ -309,36 +320,29 @@ def _backward_bytes(longest: int, width: int, per: int) -> int:
     return 4 * (width * (pairs + 4 * padded // per + 2 * longest + 2) + blocks + 2 * padded)
 
 
-def _run(
-    function: int, slot_bytes: int, pieces: int, spans_D2: Tensor, terms: tuple[float, int, int], *given: Tensor | None
-) -> None:
-    query_THC, key_TKC = given[0], given[1]
-    assert query_THC is not None and key_TKC is not None
+_Terms = tuple[float, int, int]
+"""What scores are multiplied with, how many tokens a query looks back, itself included, and how many ahead."""
+
+
+def _run(function: int, slot_bytes: int, pieces: int, spans_D2: Tensor, terms: _Terms, given: Sequence[Tensor]) -> None:
+    """`given`: queries, keys, values, the result and its sums' logarithms; backwards its gradient and those asked for, too."""
     threads = min(team_size(), pieces)
     slot_bytes = -(-slot_bytes // 64) * 64
     scratch = torch.empty(threads * slot_bytes // 4, dtype=torch.float32)
-    if isinstance(query_THC, FakeTensor):
+    if isinstance(given[0], FakeTensor):
         return
-    _, heads, width = query_THC.shape
+    (_, heads, width), kv_heads = given[0].shape, given[1].shape[1]
     scaling, back, ahead = terms
-    addresses = (0 if tensor is None else tensor.data_ptr() for tensor in (*given, scratch, spans_D2))
-    sizes = (heads, key_TKC.shape[1], width, back, ahead, _long_bits(scaling), query_THC.dtype == torch.bfloat16, slot_bytes)
+    addresses = [one.data_ptr() for one in given] + [0] * (9 - len(given)) + [scratch.data_ptr(), spans_D2.data_ptr()]
+    half = given[0].dtype == torch.bfloat16
+    sizes = (heads, kv_heads, width, back, ahead, float_bits(scaling), half, slot_bytes)
     launch(function, _Job(0, 0, len(spans_D2), *addresses, *sizes), threads)
-
-
-def _long_bits(number: float) -> int:
-    return int(np.float64(number).view(np.int64))
 
 
 class _Attend(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        query_THC: Tensor,
-        key_TKC: Tensor,
-        value_TKC: Tensor,
-        spans: Sequence[tuple[int, int]],
-        terms: tuple[float, int, int],
+        ctx: Any, query_THC: Tensor, key_TKC: Tensor, value_TKC: Tensor, spans: Sequence[tuple[int, int]], terms: _Terms
     ) -> Tensor:
         out_THC = torch.empty_like(query_THC)
         total_TH = torch.empty(query_THC.shape[:2], dtype=torch.float32)
@@ -346,34 +350,20 @@ class _Attend(torch.autograd.Function):
         spans_D2 = torch.tensor(spans)
         size = _forward_bytes(spans[0][1], query_THC.shape[-1], per)
         pieces = len(spans) * query_THC.shape[1]
-        _run(
-            _forward.address,
-            size,
-            pieces,
-            spans_D2,
-            terms,
-            query_THC,
-            key_TKC,
-            value_TKC,
-            out_THC,
-            total_TH,
-            None,
-            None,
-            None,
-            None,
-        )
-        ctx.save_for_backward(query_THC, key_TKC, value_TKC, out_THC, total_TH)
+        given = (query_THC, key_TKC, value_TKC, out_THC, total_TH)
+        _run(_forward.address, size, pieces, spans_D2, terms, given)
+        ctx.save_for_backward(*given)
         ctx.spans_D2, ctx.longest, ctx.terms = spans_D2, spans[0][1], terms
         return out_THC
 
     @staticmethod
     def backward(ctx: Any, grad_THC: Tensor) -> Any:
-        query_THC, key_TKC, value_TKC, out_THC, total_TH = ctx.saved_tensors
+        query_THC, key_TKC, value_TKC = ctx.saved_tensors[:3]
         grads = [torch.empty_like(tensor) for tensor in (query_THC, key_TKC, value_TKC)]
         size = _backward_bytes(ctx.longest, query_THC.shape[-1], 4 // query_THC.element_size())
         pieces = len(ctx.spans_D2) * key_TKC.shape[1]
-        saved = (query_THC, key_TKC, value_TKC, out_THC, total_TH, grad_THC.contiguous())
-        _run(_backward.address, size, pieces, ctx.spans_D2, ctx.terms, *saved, *grads)
+        given = (*ctx.saved_tensors, grad_THC.contiguous(), *grads)
+        _run(_backward.address, size, pieces, ctx.spans_D2, ctx.terms, given)
         return *grads, None, None
 
 

@@ -24,9 +24,8 @@ import torch
 from llvmlite import ir
 from torch import Tensor
 
-numba: Any = import_module("numba")
-types: Any = numba.types
-intrinsic: Any = import_module("numba.extending").intrinsic
+from modelwright.nn._numbers import intrinsic, numba, types
+
 cgutils: Any = import_module("numba.core.cgutils")
 codegen: Any = import_module("numba.core.codegen")
 
@@ -72,36 +71,6 @@ def claim(typing: Any, address: Any) -> Any:
         return build.atomic_rmw("add", build.inttoptr(given[0], LONG.as_pointer()), _long(1), "monotonic")
 
     return types.int64(types.int64), code
-
-
-def pointer_to(of: Any) -> Any:
-    """An intrinsic: an address as a pointer to such numbers."""
-
-    @intrinsic  # type: ignore[untyped-decorator]
-    def pointer(typing: Any, address: Any) -> Any:
-        def code(context: Any, build: Any, signature: Any, given: Any) -> Any:
-            return build.inttoptr(given[0], context.get_value_type(signature.return_type))
-
-        return types.CPointer(of)(types.int64), code
-
-    return pointer
-
-
-def same_bits(result: Any, given_type: Any, kind: Any) -> Any:
-    """An intrinsic: a number's bits as another type's."""
-
-    @intrinsic  # type: ignore[untyped-decorator]
-    def convert(typing: Any, number: Any) -> Any:
-        def code(context: Any, build: Any, signature: Any, given: Any) -> Any:
-            return build.bitcast(given[0], kind)
-
-        return result(given_type), code
-
-    return convert
-
-
-floats, longs = pointer_to(types.float32), pointer_to(types.int64)
-real = same_bits(types.float64, types.int64, ir.DoubleType())
 
 
 def _sums(build: Any, four: list[Any]) -> Any:

@@ -10,24 +10,19 @@ below 2e-7), written out so that the compiler makes vectors of it.
 from __future__ import annotations
 
 import ctypes
-from importlib import import_module
 from typing import Any
 
 import numpy as np
 from llvmlite import ir
 from torch import Tensor
 
-numba: Any = import_module("numba")
-types: Any = numba.types
-intrinsic: Any = import_module("numba.extending").intrinsic
+from modelwright.nn._numbers import LOOSE, intrinsic, numba, types
 
 _LOG2E, _LN2_HIGH, _LN2_LOW = np.float32(1.44269504088896341), np.float32(0.693359375), np.float32(-2.12194440e-4)
 _P0, _P1, _P2 = np.float32(1.9875691500e-4), np.float32(1.3981999507e-3), np.float32(8.3334519073e-3)
 _P3, _P4, _P5 = np.float32(4.1665795894e-2), np.float32(1.6666665459e-1), np.float32(5.0000001201e-1)
 _LEAST, _MOST = np.float32(-87.0), np.float32(88.0)
 _ONE, _HALF = np.float32(1.0), np.float32(0.5)
-LOOSE = {"reassoc", "contract", "nsz"}
-"""Sums may be taken in any order: in vectors."""
 
 
 @intrinsic  # type: ignore[untyped-decorator]

@@ -15,24 +15,8 @@ from typing import Any
 import numpy as np
 from llvmlite import binding, ir
 
-from modelwright.nn._gemv import (
-    FLOAT,
-    INT,
-    LANES,
-    LONG,
-    VECTOR,
-    codegen,
-    floats,
-    fused_of,
-    intrinsic,
-    loaded,
-    numba,
-    pointer_to,
-    same_bits,
-    switched,
-    types,
-)
-from modelwright.nn._small import LOOSE
+from modelwright.nn._gemv import FLOAT, INT, LANES, LONG, VECTOR, codegen, fused_of, loaded, switched
+from modelwright.nn._numbers import halves, intrinsic, kernel, numba, types, wholes
 
 if LANES != 16:
     raise ImportError("these kernels are for processors with AVX-512")
@@ -123,18 +107,6 @@ def _product(
     return types.void(*[types.int64] * 11), code
 
 
-wholes, halves = pointer_to(types.uint32), pointer_to(types.uint16)
-_bits, _number = same_bits(types.uint32, types.float32, INT), same_bits(types.float32, types.uint32, FLOAT)
-kernel = numba.njit(fastmath=LOOSE, error_model="numpy")
-
-
-@numba.njit(fastmath=LOOSE, error_model="numpy", inline="always")
-def rounded(number):  # type: ignore[no-untyped-def]
-    """float32 whose upper 16 bits are the nearest bfloat16, to even."""
-    bits = _bits(number)
-    return bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
-
-
 @kernel
 def multiply(left, left_row, rows, right, right_row, out, out_row, columns, units, onto, half):  # type: ignore[no-untyped-def]
     at = 0
@@ -181,31 +153,3 @@ def turn_over(source, row_bytes, rows, columns, out, out_row, most):  # type: ig
         out_R = numba.carray(wholes(out + column * out_row), most)
         for row in range(rows, most):
             out_R[row] = np.uint32(0)
-
-
-@kernel
-def narrow(sums_LC, out, row_bytes, half):  # type: ignore[no-untyped-def]
-    """Rows in the type of the result."""
-    width = sums_LC.shape[1]
-    for token in range(len(sums_LC)):
-        if half:
-            half_C = numba.carray(halves(out + token * row_bytes), width)
-            for at in range(width):
-                half_C[at] = np.uint16(rounded(sums_LC[token, at]) >> np.uint32(16))
-        else:
-            number_C = numba.carray(floats(out + token * row_bytes), width)
-            for at in range(width):
-                number_C[at] = sums_LC[token, at]
-
-
-@kernel
-def widen(address, width, half, out_C):  # type: ignore[no-untyped-def]
-    """A row of numbers in float32."""
-    if half:
-        half_C = numba.carray(halves(address), width)
-        for at in range(width):
-            out_C[at] = _number(np.uint32(half_C[at]) << np.uint32(16))
-    else:
-        number_C = numba.carray(floats(address), width)
-        for at in range(width):
-            out_C[at] = number_C[at]

@@ -53,11 +53,11 @@ def _normed(x_TD: Tensor, scale_T1: Tensor, norm: Norm, dtype: torch.dtype) -> T
 
 def _norm_backward(grad_TD: Tensor, x_TD: Tensor, scale_T1: Tensor, norm: Norm) -> Tensor:
     """Gradient of the norm's input; the weight's is added to it. There may be heads between T and D."""
-    grad_TD = _wide(grad_TD)
     if norm.fused is not None:
         slope_TD, gain_grad_D = norm.fused.slope(grad_TD, x_TD, scale_T1, norm.gain())
         add(norm.weight, gain_grad_D)
         return slope_TD
+    grad_TD = _wide(grad_TD)
     hat_TD = x_TD * scale_T1
     if norm.weight.requires_grad:
         add(norm.weight, (grad_TD * hat_TD).flatten(0, -2).sum(0))
@@ -163,6 +163,10 @@ class _Turn(torch.autograd.Function):
         return _maybe_backward(turned_THC, kept_THC, scale_TH1, ctx.norm).to(grad_THC.dtype), None, None, None, None
 
 
+def _added(block: Block, x_TD: Tensor, part_TD: Tensor) -> Tensor:
+    return x_TD + part_TD if block.fused is None else block.fused.added(x_TD, part_TD)
+
+
 def _gated(block: Block, gate_TI: Tensor, up_TI: Tensor) -> Tensor:
     if block.fused is not None:
         return block.fused.gated(block.activation.forward, gate_TI, up_TI)
@@ -186,7 +190,7 @@ class _After(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_TD: Tensor, attended_TE: Tensor, block: Block, dtype: torch.dtype) -> Tensor:
         added_TD, kept_TD, kept_T1 = _maybe_normed(block.sum(block.out(attended_TE)), block.norm_attended)
-        middle_TD = x_TD + added_TD
+        middle_TD = _added(block, x_TD, added_TD)
         scale_T1 = _scale(middle_TD, block.norm_mlp)
         normed_TD = _normed(middle_TD, scale_T1, block.norm_mlp, dtype)
         gate_TI, up_TI = block.gate(normed_TD), block.up(normed_TD)
@@ -194,7 +198,7 @@ class _After(torch.autograd.Function):
         out_TD, last_TD, last_T1 = _maybe_normed(made_TD, block.norm_out)
         ctx.save_for_backward(attended_TE, middle_TD, scale_T1, gate_TI, up_TI, kept_TD, kept_T1, last_TD, last_T1)
         ctx.block, ctx.dtype = block, dtype
-        return middle_TD + out_TD
+        return _added(block, middle_TD, out_TD)
 
     @staticmethod
     def backward(ctx: Any, grad_TD: Tensor) -> Any:

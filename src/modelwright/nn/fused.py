@@ -2,9 +2,9 @@
 
 Source: Ansel et al. 2024, "PyTorch 2", doi:10.1145/3620665.3640366. Matrix products, attention and the loss are library calls or
 walks over chunks that a compiler could not improve; what lies between them reads and writes memory several times, which pays to
-fuse where memory is slow beside products: on graphics cards (not measured yet). On a processor it does not: of the layers of the
-135M shape 1 % faster in float32 and 3 % in bfloat16, after 20 to 40 s of compiling (one Xeon core). The number of tokens is a
-variable of every kernel, so that a resumed training runs the same ones; sums are in another order than without, hence rounding.
+fuse where memory is slow beside products: on graphics cards (not measured yet). On a processor our own kernels do it
+(`nn/_pieces.py`); this compiler's take 20 to 40 s to make. The number of tokens is a variable of every kernel, so that a resumed
+training runs the same ones; sums are in another order than without, hence rounding.
 """
 
 # Shape suffixes: T packed tokens (heads may follow), D width, I width of the MLP.
@@ -14,6 +14,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable
 from functools import cache
+from importlib import import_module
 from typing import Any, NamedTuple
 
 import torch
@@ -26,6 +27,8 @@ BACKEND = "inductor"
 class Pieces(NamedTuple):
     """The same results as the pieces of `nn/forward.py` that have these names."""
 
+    added: Callable[[Tensor, Tensor], Tensor]
+    """(stream, what is added to it) -> their sum in the stream's type."""
     scale: Callable[[Tensor, float], Tensor]
     """(rows, epsilon) -> [T, 1] 1 / root mean square."""
     normed: Callable[[Tensor, Tensor, Tensor, torch.dtype], Tensor]
@@ -91,7 +94,8 @@ def _compiled(piece: Callable[..., Any], backend: str) -> Callable[..., Any]:
 @cache
 def pieces(backend: str) -> Pieces:
     """Compiled when each is first called with tensors of a kind."""
-    return Pieces(*(_compiled(piece, backend) for piece in (_scale, _normed, _slope, _rotate, _gated, _gate_slopes)))
+    made = (_compiled(piece, backend) for piece in (_scale, _normed, _slope, _rotate, _gated, _gate_slopes))
+    return Pieces(torch.add, *made)  # one operation: there is nothing to fuse
 
 
 _CHOSEN: weakref.WeakSet[nn.Module] = weakref.WeakSet()
@@ -102,5 +106,18 @@ def choose(model: nn.Module) -> None:
     _CHOSEN.add(model)
 
 
+@cache
+def _for_processors() -> Pieces | None:
+    """Kernels of our own; None without numba."""
+    try:
+        found: Pieces = import_module("modelwright.nn._pieces").PIECES
+    except ImportError:
+        return None
+    return found
+
+
 def of(model: nn.Module) -> Pieces | None:
-    return pieces(BACKEND) if model in _CHOSEN else None
+    if model in _CHOSEN:
+        return pieces(BACKEND)
+    weight = next(model.parameters())
+    return _for_processors() if weight.device.type == "cpu" and weight.dtype == torch.float32 else None
