@@ -109,15 +109,16 @@ def activation_bytes(shape: Shape, half: bool, own: bool = True, full: bool = Fa
     return (shape.layers * 4.0 * shape.hidden if full else (shape.layers - 1) * layer / 1024) + layer / 1024
 
 
-ROOM_BYTES = 0.9e9
-"""For activations of a micro-batch: larger ones are no faster on a processor."""
+ROOM_BYTES, HALF_ROOM_BYTES = 0.9e9, 0.6e9
+"""For activations of a micro-batch, in 32 bits and in 16: larger ones are no faster on a processor."""
 
 
 def micro_tokens(
-    shape: Shape, batch_tokens: int, half: bool, own: bool = True, full: bool = False, room_bytes: float = ROOM_BYTES
+    shape: Shape, batch_tokens: int, half: bool, own: bool = True, full: bool = False, room_bytes: float = 0.0
 ) -> int:
-    """Tokens of a micro-batch whose activations take about `room_bytes`, at least 256: fewer make matrix products slow (135M
-    weights, 2 cores: a step of 1,100 tokens is 7 % faster at once than in two halves)."""
+    """Tokens of a micro-batch whose activations take about `room_bytes` (0: as much as a processor makes use of), at least 256:
+    fewer make matrix products slow (135M weights, 2 cores: a step of 1,100 tokens is 7 % faster at once than in two halves)."""
+    room_bytes = room_bytes or (HALF_ROOM_BYTES if half else ROOM_BYTES)
     return int(min(batch_tokens, max(256, room_bytes / activation_bytes(shape, half, own, full) // 64 * 64)))
 
 
