@@ -11,6 +11,7 @@ from modelwright.core.errors import UserError
 from modelwright.core.estimate import Facts, Given, Machine, Part, Quantity, Shape
 from modelwright.core.predict import as_told
 from modelwright.core.recipe import loads
+from modelwright.core.spec import kind_of
 from modelwright.core.stage import STAGES
 from modelwright.plan import _fit_models as models
 from modelwright.plan import _fit_serve as serve
@@ -121,13 +122,75 @@ def test_every_change_gives_memory_and_loads_as_typed(memory_bytes, fields):
 def _loads(stage, overrides):
     """The stage of a recipe with this one and the overrides, as the command line reads them."""
     tree = stage.model_dump(mode="json", exclude_unset=True)
-    text = json.dumps({"name": "r", "stages": {"chat": {**tree, "kind": "train"}}})
+    text = json.dumps({"name": "r", "stages": {"chat": {**tree, "kind": kind_of(stage)}}})
     return loads(text, overrides).recipe.stages["chat"]
 
 
 def _with_start(known, start):
     shape = SMALL if start == "hf:a/b" else named(start.removeprefix("hf:").partition("@")[0]).shape
     return known._replace(parents={**known.parents, start: Facts(type="model", shape=shape)})
+
+
+def evaluation(**fields):
+    tasks = [{"kind": "exact_match", "rows": 400}, {"kind": "perplexity"}]
+    return STAGES.build({"kind": "evaluate", "model": "hf:a/b", "data": "./rows.jsonl", "tasks": tasks, **fields})
+
+
+@pytest.mark.parametrize(
+    ("stage", "machine", "said"),
+    [
+        (evaluation(), Machine("here", 2, 2.6e9), ["answers at once"]),
+        (evaluation(), Machine("here", 2, 1.3e9), ["answers at once", "in bf16"]),
+        (evaluation(engine={"kind": "native", "threads": 1}), Machine("here", 2, 0.9e9), ["in bf16", "a model of"]),
+        (evaluation(), CARD._replace(device_memory_bytes=1.6e9), ["answers at once"]),
+        (STAGES.build({"kind": "export", "model": "hf:a/b", "format": {"kind": "gguf", "type": "bf16"}}),
+         Machine("here", 2, 1.6e9), ["the file's weights in", "a model of"]),
+    ],
+)  # fmt: skip
+def test_what_asks_or_writes_a_model_is_told_what_to_change_too(stage, machine, said):
+    known = given(machine, SMALL.model_copy(update={"layers": 24}))
+    found = fitting.fit(stage, known, "chat")
+    assert not found.need.fits and all(any(part in change.name for change in found.changes) for part in said), found.changes
+    assert all(change.gives_bytes > 0 and change.costs and change.sets for change in found.changes)
+    _loads(stage, [text for change in found.changes for text in change.sets])
+    if found.needed:
+        again = _loads(stage, found.needed)
+        assert fitting.tried(again, _with_start(known, again.model)).fits
+
+
+def test_an_evaluation_is_where_its_engine_computes():
+    """It was planned on the card in seconds and beside it in bytes."""
+    known = given(CARD)
+    there, here = (evaluation(engine={"kind": "native", "device": on}).estimate(known) for on in ("auto", "cpu"))
+    assert there.device_memory.value > 4.0 * SMALL.params > 0 and here.device_memory is None
+    assert there.seconds.value < here.seconds.value and there.memory.value < here.memory.value
+    assert {part.name for part in there.parts} == {"imports", "opening"}, "the model comes through the process's memory"
+    half = evaluation(engine={"kind": "native", "precision": "bf16"}).estimate(known)
+    assert half.device_memory.value < there.device_memory.value and half.memory.value < there.memory.value
+
+
+def test_a_training_on_a_card_opens_its_model_beside_it():
+    """A model of 8 billion weights does not come through 16 GB, whatever the card holds."""
+    found = train(adapter="lora").estimate(given(CARD))
+    assert found.memory.value > 4.0 * SMALL.params > found.memory.value - 1e9
+    assert fitting.needs(found, CARD._replace(memory_bytes=4.0 * SMALL.params))[0].what == "memory"
+
+
+def test_more_cards_are_offered_where_one_is_not_enough():
+    """A card's memory is then that of each card."""
+    big = SMALL.model_copy(update={"layers": 40, "hidden": 2048, "intermediate": 8192})
+    known = given(CARD._replace(device_memory_bytes=4e9), big)._replace(
+        parents={**ROWS, "base": Facts(type="model", shape=big, head="causal")}
+    )
+    found = fitting.fit(train(start="base", length=256), known, "chat")
+    assert any(change.name.startswith("shard over") for change in found.changes), found.changes
+
+
+def test_where_nothing_helps_it_is_said():
+    stage = STAGES.build({"kind": "export", "model": "base", "format": {"kind": "gguf", "type": "q4_k_m"}})
+    known = Given(Machine("here", 2, 0.5e9), {"base": Facts(type="model", shape=SMALL, head="causal")})
+    found = fitting.fit(stage, known, "small")
+    assert not found.changes and "nothing in this stage gives memory" in str(fitting.refusal(found))
 
 
 def test_changes_come_cheapest_first():

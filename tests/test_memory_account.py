@@ -139,8 +139,8 @@ def test_a_card_holds_the_training_and_the_host_the_rest() -> None:
     card = HERE._replace(device="cuda", devices=1, device_memory_bytes=80e9)
     found = stage("llama", device="cuda").resolve(given("llama", card)).estimate(given("llama", card))
     assert found.device_memory is not None and found.device_memory.value == sum(part.bytes for part in found.device_parts)
-    assert {part.name for part in found.parts} == {"imports", "rows"}
-    assert not {part.name for part in found.device_parts} & {"imports", "rows"}
+    assert {part.name for part in found.parts} == {"imports", "rows", "opening"}
+    assert not {part.name for part in found.device_parts} & {"imports", "rows", "opening"}
     away = stage("llama", device="cuda", offload=["states", "activations"]).resolve(given("llama", card))
     moved = away.estimate(given("llama", card))
     assert moved.device_memory is not None and moved.device_memory.value < found.device_memory.value

@@ -190,7 +190,7 @@ def _most(one: Most) -> str:
 def _changes(fits: Fits) -> None:
     from modelwright.plan.fit import lines_of
 
-    if fits.changes:
+    if fits.changes or not fits.need.fits:
         print(f"\n{fits.stage} {fits.need.verdict}: {fits.need.sum_text()}", *lines_of(fits), sep="\n")
 
 

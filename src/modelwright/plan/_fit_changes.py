@@ -12,19 +12,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import yaml
 
 from modelwright.core.estimate import Facts, Given
 from modelwright.core.parallel import Parallel
-from modelwright.core.spec import Spec, kind_of
+from modelwright.core.spec import kind_of
 from modelwright.core.stage import parse_ref
 from modelwright.core.units import bytes_text, count_text
 from modelwright.methods.objectives import Objective
 from modelwright.plan._advise_facts import Start, data
+from modelwright.plan._fit_asked import fewer_answers, fewer_bits, half_weights, shorter_pieces
 from modelwright.plan._fit_models import in_four_bits
-from modelwright.plan.fit import STEP, Change, Tried, attempt, largest
+from modelwright.plan.fit import STEP, Change, Option, Tried, attempt, field_of, largest_or_least
 from modelwright.plan.models import named
 
 LEAST_FRAC = 0.005
@@ -36,19 +37,6 @@ LEAST_RANK, LEAST_LENGTH = 4, 256
 """Below these nobody is advised to go: little is learned so."""
 
 Lengths = Mapping[str, Mapping[str, Any]]
-
-
-class Option(NamedTuple):
-    """A change that can be tried."""
-
-    name: str
-    values: dict[str, Any]
-    """By dotted path in the stage."""
-    costs: str
-    given: Given | None = None
-    """What is known then, where that changes."""
-    sets: tuple[str, ...] = ()
-    """What to type, where it is no field of the stage."""
 
 
 def changes(first: Tried, name: str, lengths: Lengths) -> tuple[tuple[Change, ...], tuple[str, ...]]:
@@ -98,7 +86,7 @@ def _all(first: Tried, options: Sequence[Option]) -> Tried | None:
 
 
 def _sets(option: Option, name: str) -> tuple[str, ...]:
-    return option.sets or tuple(f"stages.{name}.{path}={written(value)}" for path, value in option.values.items())
+    return *option.sets, *(f"stages.{name}.{path}={written(value)}" for path, value in option.values.items())
 
 
 def written(value: Any) -> str:
@@ -122,7 +110,7 @@ def _micro(now: Tried, lengths: Lengths) -> Option | None:
     at_once = min(stage.resolve(now.given).micro_tokens, stage.batch_tokens)
     least = -(-stage.length // STEP)
     most = -(-at_once // STEP) - 1
-    size = _largest(now, lambda value: {"micro_tokens": STEP * value}, least, most)
+    size = largest_or_least(now, lambda value: {"micro_tokens": STEP * value}, least, most)
     if size is None:
         return None
     costs = "the same result; matrix products of fewer than some hundred tokens run slower"
@@ -174,7 +162,7 @@ def _adapter(now: Tried, lengths: Lengths) -> Option | None:
 
 def _rank(now: Tried, lengths: Lengths) -> Option | None:
     rank = field_of(field_of(now.stage, "adapter", None), "rank", 1)
-    less = _largest(now, lambda value: {"adapter.rank": value}, LEAST_RANK, rank - 1)
+    less = largest_or_least(now, lambda value: {"adapter.rank": value}, LEAST_RANK, rank - 1)
     if less is None:
         return None
     return Option(f"LoRA of rank {less}", {"adapter.rank": less}, "less room to learn in (arXiv:2106.09685, table 6)")
@@ -186,7 +174,7 @@ def four_bits(now: Tried) -> Change | None:
     if (
         shape is None
         or field_of(now.stage, "adapter", None) is None
-        or not any(part.name == "weights" for part in now.need.parts)
+        or not any(part.name in ("weights", "opening") for part in now.need.parts)
     ):
         return None
     then = in_four_bits(now.need, shape, now)
@@ -208,7 +196,7 @@ def _length(now: Tried, lengths: Lengths) -> Option | None:
     def values(size: int) -> dict[str, Any]:
         return {"length": STEP * size, "micro_tokens": STEP * size, **whole}
 
-    size = _largest(now, values, LEAST_LENGTH // STEP, -(-stage.length // STEP) - 1)
+    size = largest_or_least(now, values, LEAST_LENGTH // STEP, -(-stage.length // STEP) - 1)
     if size is None:
         return None
     return Option(f"rows of at most {STEP * size:,} tokens", values(size), _cut(now, STEP * size, lengths))
@@ -237,9 +225,11 @@ def _above(histogram: Mapping[str, Any], chars: float) -> float:
 
 
 def _smaller(now: Tried, lengths: Lengths) -> Option | None:
-    start = field_of(now.stage, "start", None)
+    field = "start" if field_of(now.stage, "start", None) is not None else "model"
+    start = field_of(now.stage, field, None)
+    start = start if isinstance(start, str) else None
     depth = field_of(field_of(now.stage, "model", None), "depth", 1)
-    if start is None and (less := _largest(now, lambda value: {"model.depth": value}, 1, depth - 1)) is not None:
+    if start is None and (less := largest_or_least(now, lambda value: {"model.depth": value}, 1, depth - 1)) is not None:
         return Option(f"a model of depth {less}", {"model.depth": less}, "fewer weights know less")
     if start is None or parse_ref(start).kind == "stage":  # an earlier stage decides how large it is
         return None
@@ -248,9 +238,9 @@ def _smaller(now: Tried, lengths: Lengths) -> Option | None:
         shape = named(one.like).shape
         given = now.given._replace(parents={**now.given.parents, one.start: Facts(type="model", shape=shape)})
         smaller = has is None or shape.params < has.params
-        if smaller and ((then := attempt(now, {"start": one.start}, given)) is not None) and (then.fits or one is starts[-1]):
-            what = f"a start of {count_text(shape.params)} weights, such as {one.name}"
-            return Option(what, {"start": one.start}, "fewer weights know less", given)
+        if smaller and ((then := attempt(now, {field: one.start}, given)) is not None) and (then.fits or one is starts[-1]):
+            what = f"a {field} of {count_text(shape.params)} weights, such as {one.name}"
+            return Option(what, {field: one.start}, "fewer weights know less", given)
     return None
 
 
@@ -266,14 +256,18 @@ def _cards(now: Tried, lengths: Lengths) -> Option | None:
     if now.given.parallel.processes > 1 or now.given.machine.device == "cpu":
         return None
 
+    alone: dict[str, Any] = {"step_in_backward": False} if field_of(now.stage, "step_in_backward", False) else {}
+    if "states" in (held := field_of(now.stage, "offload", ())):  # both are one process's
+        alone["offload"] = tuple(what for what in held if what != "states")
+
     def spread(count: int) -> Given:
         return now.given._replace(parallel=Parallel(shard=count), machine=_several(now, count))
 
     counts = [2**power for power in range(1, MOST_CARDS.bit_length())]
-    count = next((n for n in counts if (then := attempt(now, {}, spread(n))) is not None and then.fits), counts[-1])
+    count = next((n for n in counts if (then := attempt(now, alone, spread(n))) is not None and then.fits), counts[-1])
     costs = f"{count} times the price an hour, for less than so many times the speed (arXiv:1910.02054)"
     sets = (f"runtime.parallel.shard={count}",)
-    return Option(f"shard over {count} such cards", {}, costs, spread(count), sets)
+    return Option(f"shard over {count} such cards", alone, costs, spread(count), sets)
 
 
 def _several(now: Tried, count: int) -> Any:
@@ -284,37 +278,24 @@ def _several(now: Tried, count: int) -> Any:
 
 
 OFFERS: tuple[Callable[[Tried, Lengths], Option | None], ...] = (
+    fewer_answers,
+    shorter_pieces,
     _micro,
     _recompute,
     partial(_offload, "activations"),
     partial(_offload, "states"),
     _states,
     _half,
+    half_weights,
     _in_backward,
     _adapter,
     _rank,
     _length,
+    fewer_bits,
     _smaller,
     _cards,
 )
 """Cheapest first."""
-
-
-def field_of(spec: Any, name: str, without: Any) -> Any:
-    """What stands in the field, or `without` where there is none: stages of all kinds come here."""
-    return getattr(spec, name) if isinstance(spec, Spec) and name in type(spec).model_fields else without
-
-
-def _largest(now: Tried, values: Callable[[int], dict[str, Any]], low: int, high: int) -> int | None:
-    """The largest number with which all fits, else the smallest that can be; None where there is none."""
-    if low > high:
-        return None
-
-    def fits(size: int) -> bool:
-        then = attempt(now, values(size))
-        return then is not None and then.fits
-
-    return largest(fits, low, high) or low
 
 
 def already(now: Tried) -> tuple[str, ...]:

@@ -112,8 +112,8 @@ def _told(now: Tried, method: str) -> Tried:
         return now
     shape = now.given.parents[START].shape
     assert shape is not None
-    change = in_four_bits if method == "qlora" else with_answers
-    held = [any(part.name == "weights" for part in need.parts) for need in now.needs]
+    change, names = (in_four_bits, ("weights", "opening")) if method == "qlora" else (with_answers, ("weights",))
+    held = [any(part.name in names for part in need.parts) for need in now.needs]
     return now._replace(needs=tuple(change(need, shape, now) if it else need for need, it in zip(now.needs, held, strict=True)))
 
 
@@ -124,6 +124,8 @@ def in_four_bits(need: Need, shape: Shape, now: Tried) -> Need:
     for part in need.parts:
         if part.name == "weights":
             parts += [Part("base in 4 bits", size, coding), part._replace(name="adapter", bytes=part.bytes - 4.0 * shape.params)]
+        elif part.name == "opening":  # as bitsandbytes does it: each tensor on its way
+            parts.append(part._replace(bytes=size, why=coding))
         else:
             parts.append(part)
     largest = max(weight.values for weight in weights_of(shape) if weight.place in ("attention", "mlp", "experts"))

@@ -114,7 +114,7 @@ class Tried(NamedTuple):
 
     def alike(self, need: Need) -> Need:
         """What it takes of the same memory."""
-        return next(one for one in self.needs if one.what == need.what)
+        return next(one for one in self.needs if ("card" in one.what) is ("card" in need.what))
 
 
 def tried(stage: Stage, given: Given, adjust: Adjust = as_told) -> Tried:
@@ -138,7 +138,8 @@ def with_values(spec: S, values: Mapping[str, Any]) -> S:
         if isinstance(old, str):  # a bare word is short for its kind
             fields[name] = {"kind": old, **inner}
         elif "kind" in inner:
-            fields[name] = {field: getattr(old, field) for field in old.model_fields_set} | inner
+            kept = old.model_fields_set if isinstance(old, Spec) else ()
+            fields[name] = {field: getattr(old, field) for field in kept} | inner
         elif isinstance(old, Spec):
             fields[name] = with_values(old, inner)
         else:
@@ -239,6 +240,36 @@ def longer(now: Tried, length: int) -> dict[str, int]:
 # --- fit and refuse ---------------------------------------------------------------------------------
 
 
+class Option(NamedTuple):
+    """A change that can be tried."""
+
+    name: str
+    values: dict[str, Any]
+    """By dotted path in the stage."""
+    costs: str
+    given: Given | None = None
+    """What is known then, where that changes."""
+    sets: tuple[str, ...] = ()
+    """What to type, where it is no field of the stage."""
+
+
+def field_of(spec: Any, name: str, without: Any) -> Any:
+    """What stands in the field, or `without` where there is none: stages of all kinds come here."""
+    return getattr(spec, name) if isinstance(spec, Spec) and name in type(spec).model_fields else without
+
+
+def largest_or_least(now: Tried, values: Callable[[int], dict[str, Any]], low: int, high: int) -> int | None:
+    """The largest number with which all fits, else the smallest that can be; None where there is none."""
+    if low > high:
+        return None
+
+    def fits(size: int) -> bool:
+        then = attempt(now, values(size))
+        return then is not None and then.fits
+
+    return largest(fits, low, high) or low
+
+
 class Change(NamedTuple):
     """Something to change, after all that stand before it."""
 
@@ -319,7 +350,7 @@ def judge(adjust: Adjust, step: Step, given: Given, estimate: Estimate) -> str:
 def lines_of(found: Fits) -> list[str]:
     """What to change, for people."""
     if not found.changes:
-        return []
+        return [] if found.need.fits else ["nothing in this stage gives memory: a smaller model does, or a machine with more"]
     lines = ["what gives memory, cheapest first, each beside those before it:"]
     for number, change in enumerate(found.changes, 1):
         gives, takes = bytes_text(change.gives_bytes), bytes_text(change.takes_bytes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import cast
 
-from modelwright.core.estimate import Estimate, Facts, Given, Machine, Part, Shape, Span, estimate, imports
+from modelwright.core.estimate import Estimate, Facts, Given, Machine, Part, Quantity, Shape, Span, estimate, imports
 from modelwright.core.passes import passed, written_s
 from modelwright.core.spec import kind_of
 from modelwright.core.units import bytes_text, count_text
@@ -22,6 +22,8 @@ READ_BYTES_PER_S = 500e6
 """Weights read from a disk's cache."""
 ITEM_S = 5e-4
 """An item asked for, scored and written, and its share of the intervals."""
+ON_CARDS = ("native", "vllm", "sglang")
+"""Engines that compute on a CUDA card; llama.cpp's package has code for processors."""
 LLAMA = 2.2
 """What llama.cpp takes over our own engine, for models of some million weights in 8 bits: measured 1.8 for answers, 2.7 for
 texts."""
@@ -56,16 +58,19 @@ def cost(
     read, machine = items * row_tokens, given.machine.used_by(1)
     texts = sum(_lines(task, rows) for task in tasks if not task.new_tokens())
     spans = [imports("torch, transformers and an engine")]
-    parts, assumed = tuple[Part, ...](), ""
+    parts, carded, assumed = tuple[Part, ...](), tuple[Part, ...](), ""
     for ref in models:
         size = given.parents[ref].bytes or UNKNOWN_BYTES
         if not (shape := given.parents[ref].shape):
             shape, assumed = guess(0.25 * size), f"; assumed {bytes_text(size)} of float32 weights in {ref}"
         runs_on = engine or cast(EngineSpec, ENGINES.build("llamacpp" if given.parents[ref].type == "export" else "native"))
-        kind = kind_of(runs_on)
+        runs_on, on = _placed(runs_on, machine)
         context = given.parents[ref].context or row_tokens
-        spans += _spans(shape, machine, kind, context, items - min(texts, items), min(texts, items), new, row_tokens)
+        spans += _spans(shape, on, kind_of(runs_on), context, items - min(texts, items), min(texts, items), new, row_tokens)
         held = runs_on.memory(shape, min(context, row_tokens + CACHE_TOKENS), min(batch, items), given.parents[ref].bytes)
+        if on.device == "cuda":
+            carded = max(carded, held, key=_total)
+            held = tuple(part._replace(name="opening", why=f"{part.why}, before they are on the card") for part in held[:1])
         parts = max(parts, held, key=_total)
     spans.append(Span("end", items * ITEM_S, f"{count_text(items)} items scored"))
     parts = (Part("imports", IMPORTS_BYTES, "torch, transformers and an engine"), *parts)
@@ -80,7 +85,22 @@ def cost(
         f"{count_text(lines)} items of {ITEM_BYTES:.0f} bytes",
         {"": Facts(type="evaluation", rows=lines)},
     )
-    return found._replace(spans=tuple(spans), parts=parts, asked_tokens=(len(models) * read, len(models) * new))
+    why = ", ".join(f"{part.name} {bytes_text(part.bytes)}" for part in carded) + assumed
+    return found._replace(
+        spans=tuple(spans),
+        parts=parts,
+        device_memory=Quantity(_total(carded), "bytes", why) if carded else None,
+        device_parts=carded,
+        asked_tokens=(len(models) * read, len(models) * new),
+    )
+
+
+def _placed(engine: EngineSpec, machine: Machine) -> tuple[EngineSpec, Machine]:
+    """The engine, and what it computes on: the card where there is one for it, else the processors beside it."""
+    device = engine.model_dump(include={"device"}).get("device")
+    if machine.device != "cuda" or kind_of(engine) not in ON_CARDS or device == "cpu":
+        return engine, machine.host()
+    return (engine.model_copy(update={"device": "cuda"}) if device else engine), machine
 
 
 def _spans(

@@ -64,6 +64,7 @@ def memory(load: Load, machine: Machine, tokens: float) -> Memory:
     account = training_account(_training(load, card))
     if not card:
         return Memory(*_added(tuple(beside) + account.parts, f" at {account.moment};{of_each or ' of the process'}"))
+    beside.append(Part("opening", 4.0 * load.shape.params, "the model in float32, before it is on the card"))
     if load.offload:
         beside.append(Part("offloaded", _offloaded(load, account), f"{' and '.join(load.offload)}, which the card does not hold"))
     held, on_card = _added(tuple(beside), of_each), _added(account.parts, f" at {account.moment};{of_each or ' of the card'}")
