@@ -31,7 +31,7 @@ def estimate(**spans):
     return Estimate(total, Quantity(1e9, "bytes", "said"), Quantity(0, "bytes", ""), {}, spans=found, parts=parts)
 
 
-def keep(store, number, spans, seconds, peak=1e9, *, kind="train", host=HERE, measured=None, like="", **actual):
+def keep(store, number, spans, seconds, peak=1e9, *, kind="train", host=HERE, measured=None, like="", card=None, **actual):
     """A manifest as `execute` writes it."""
     folder = store.root / "model" / f"run{number}-{number:012d}"
     folder.mkdir(parents=True)
@@ -41,8 +41,9 @@ def keep(store, number, spans, seconds, peak=1e9, *, kind="train", host=HERE, me
         "key": f"{number:064d}",
         "kind": kind,
         "stage": f"run{number}",
-        "stats": {},
+        "stats": {} if card is None else {"device_peak_bytes": card[1]},
         "estimate": {
+            "device_memory": None if card is None else {"value": card[0]},
             "seconds": {"value": total},
             "memory": {"value": 1e9},
             "scale": [1.0, 1.0],
@@ -208,6 +209,21 @@ def test_the_command_tells_and_draws(tmp_path, capsys):
     assert set(tree[0]["corrections"]) == {"start", "steps"}
 
 
+def test_what_cards_held_is_told_beside_what_was_predicted(tmp_path, capsys):
+    store, page = Store(tmp_path / "store"), tmp_path / "page.html"
+    for number, took in enumerate((4e9, 4.1e9, 4.6e9)):
+        keep(store, number, {"start": 3.0}, 3.0, card=(4e9, took))
+    keep(store, 9, {"start": 3.0}, 3.0, card=(4e9, None))
+    (found,) = [one for one in accounts(store) if one.unit == "card"]
+    assert [point.inside for point in found.points] == [True, True, False] and found.factors == (0.9, 1.1)
+    assert main(["calibration", "--store", str(store.root), "--html", str(page)]) == 0
+    assert "memory of the card: 2 of 3 runs inside" in capsys.readouterr().out
+    assert "memory of the card" in page.read_text()
+    assert main(["calibration", "--store", str(store.root), "--json"]) == 0
+    tree = json.loads(capsys.readouterr().out)
+    assert tree[-1]["what"] == "memory of the card" and tree[-1]["corrections"] == {}
+
+
 def test_the_page_escapes_what_the_store_says(tmp_path):
     store = Store(tmp_path / "store")
     evil = "<script>alert(1)</script>"
@@ -291,7 +307,7 @@ def test_a_manifest_keeps_what_a_card_was_to_hold(project):
     *_, done = execute(load(recipe), Store(store), machine, lambda event, fields: None, only="base")
     kept = done.artifact.manifest["estimate"]
     assert kept["device_memory"]["value"] == pytest.approx(sum(part["bytes"] for part in kept["device_parts"]))
-    assert {part["name"] for part in kept["parts"]} == {"imports", "rows"}, "the rest is on the card"
+    assert {part["name"] for part in kept["parts"]} == {"imports", "rows", "opening"}, "the rest is on the card"
 
 
 def test_a_stage_that_fails_fails_the_command(project, capsys, monkeypatch):

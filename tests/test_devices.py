@@ -69,7 +69,8 @@ def test_every_row_is_a_machine_in_base_units(name):
 
 def test_the_table_holds_what_the_issue_asks_for():
     asked = (
-        "t4 p100 v100 l4 a10g a100-40 a100-80 h100 h200 b200 rtx-3090 rtx-4090 rtx-5090 apple-m1 apple-m4-max tpu-v3-8 cpu-avx2"
+        "t4 p100 v100 l4 a10g a100-40 a100-80 h100 h100-pcie h100-nvl h200 b200 rtx-3090 rtx-4090 rtx-5090 apple-m1 apple-m4-max "
+        "tpu-v3-8 cpu-avx2"
     )
     assert set(asked.split()) <= set(devices.names())
 
@@ -228,7 +229,13 @@ def test_a_card_that_is_in_no_table_is_told(tmp_path, monkeypatch):
         ("NVIDIA A100-SXM4-40GB", "a100-40"),
         ("NVIDIA A100-SXM4-80GB", "a100-80"),
         ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA H100 PCIe", "h100-pcie"),
+        ("NVIDIA H100 NVL", "h100-nvl"),
         ("NVIDIA H200", "h200"),
+        ("NVIDIA H200 NVL", "h200-nvl"),
+        ("NVIDIA A100-PCIE-40GB", "a100-40-pcie"),
+        ("NVIDIA A100 80GB PCIe", "a100-80-pcie"),
+        ("Tesla V100-SXM2-32GB", "v100-32"),
         ("Tesla V100-SXM2-16GB", "v100"),
         ("Tesla P100-PCIE-16GB", "p100"),
         ("NVIDIA GeForce RTX 4090", "rtx-4090"),

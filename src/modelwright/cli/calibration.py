@@ -16,6 +16,9 @@ from modelwright.plan.calibrate import Account, accounts
 if TYPE_CHECKING:
     from modelwright.report.calibration import Panel
 
+UNITS = {"s": "time", "bytes": "memory", "card": "memory of the card"}
+"""Unit of an account -> what it is of."""
+
 
 def main(args: list[str]) -> int:
     parse = parser(
@@ -54,7 +57,7 @@ def main(args: list[str]) -> int:
 
 
 def _what(account: Account) -> str:
-    return "time" if account.unit == "s" else "memory"
+    return UNITS[account.unit]
 
 
 def error(account: Account) -> float:
@@ -65,6 +68,8 @@ def error(account: Account) -> float:
 def _corrections(account: Account) -> list[tuple[str, float]]:
     """The factor of each part, and of runs of one sort where it differs from that by a tenth."""
     fit = account.fit
+    if account.unit == "card":
+        return []
     if not fit.parts:
         return [("all", fit.by)]
     base = {name: factor for (name, like), factor in fit.parts.items() if not like}
@@ -88,7 +93,7 @@ def _line(account: Account) -> dict[str, str]:
 
 def _summary(found: Sequence[Account]) -> str:
     said = []
-    for unit, name in (("s", "time"), ("bytes", "memory")):
+    for unit, name in UNITS.items():
         points = [point for account in found if account.unit == unit for point in account.points]
         if points:
             inside = sum(point.inside for point in points)
@@ -128,4 +133,4 @@ def _panel(account: Account) -> Panel:
     from modelwright.report.calibration import Dot, Panel
 
     dots = [Dot(f"{p.run.stage} ({p.run.where})", p.predicted, p.measured, p.inside) for p in account.points]
-    return Panel(account.kind, account.host, account.unit, dots, account.factors, error(account), _corrections(account))
+    return Panel(account.kind, account.host, _what(account), dots, account.factors, error(account), _corrections(account))

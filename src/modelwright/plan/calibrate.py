@@ -29,6 +29,8 @@ VERIFIED = "verified.jsonl"
 LOOSE, ARITHMETIC = ("imports",), 0.25
 """Parts of memory that installations differ in, and how far the others are off beside them: 5 % at worst (`plan_closed_form`)
 of 20 %."""
+MARGIN_FRAC = 0.1
+"""Of tensors on a card, to both sides: twice the worst of `plan_closed_form`."""
 LEAST_S = 0.02
 """Parts that took less are noise of the clock."""
 
@@ -61,6 +63,10 @@ class Observed(NamedTuple):
     """Predicted bytes of each part."""
     peak_bytes: float | None
     """None where it was mostly another stage's."""
+    card_bytes: float = 0.0
+    """Predicted of the tensors on a card; 0 where there is none."""
+    card_peak_bytes: float | None = None
+    """The most that they took; None where nothing was measured."""
 
 
 def observed(store: Store) -> list[Observed]:
@@ -87,6 +93,8 @@ def _of_manifest(manifest: Mapping[str, Any], where: str) -> Observed:
         {} if actual.get("resumed") else measured,
         _features(expected["memory"]["value"] / by_bytes, expected.get("parts", ()), "bytes"),
         actual["peak_bytes"] if told else None,
+        (expected.get("device_memory") or {}).get("value", 0.0),
+        manifest["stats"].get("device_peak_bytes"),
     )
 
 
@@ -260,7 +268,7 @@ class Account(NamedTuple):
     kind: str
     host: str
     unit: str
-    """`s` or `bytes`."""
+    """`s`, `bytes`, or `card`: bytes of a card, which runs do not correct."""
     points: tuple[Point, ...]
     fit: Fit
     factors: tuple[float, float]
@@ -280,7 +288,20 @@ def accounts(store: Store) -> list[Account]:
                 if learned.runs:
                     factors = learned.factors(median(learned.doubts))
                     found.append(Account(kind, host, unit, tuple(_points(learned, unit)), learned.fit, factors))
+        found += _of_cards(kind, host, runs)
     return found
+
+
+def _of_cards(kind: str, host: str, runs: Sequence[Observed]) -> Iterator[Account]:
+    """What tensors took of a card beside the account of them, which is arithmetic: as wide as where nothing is known."""
+    low, high = 1 - MARGIN_FRAC, 1 + MARGIN_FRAC
+    points = tuple(
+        Point(run, run.card_bytes, float(run.card_peak_bytes), low * run.card_bytes, high * run.card_bytes)
+        for run in runs[-KEPT:]
+        if run.card_bytes and run.card_peak_bytes
+    )
+    if points:
+        yield Account(kind, host, "card", points, Fit(1.0, {}, tuple(point.error for point in points)), (low, high))
 
 
 def _points(learned: Learned, unit: str) -> Iterator[Point]:

@@ -35,7 +35,8 @@ class Panel(NamedTuple):
 
     kind: str
     host: str
-    unit: str
+    what: str
+    """`time`, `memory` or `memory of the card`."""
     dots: Sequence[Dot]
     factors: tuple[float, float]
     """Of the interval around a prediction."""
@@ -45,8 +46,8 @@ class Panel(NamedTuple):
     """What corrects: its name and its factor."""
 
     @property
-    def what(self) -> str:
-        return "time" if self.unit == "s" else "memory"
+    def unit(self) -> str:
+        return "s" if self.what == "time" else "bytes"
 
     @property
     def inside(self) -> int:
