@@ -106,6 +106,17 @@ def test_runs_of_one_sort_correct_one_another_further(tmp_path):
     assert 23 < predicted("kto fp32").seconds.value < 35, "of an unknown sort: what all have in common"
 
 
+def test_no_part_takes_less_than_nothing(tmp_path):
+    """Runs whose steps took longer than all of them did told of imports of -0.02 times their time."""
+    store = Store(tmp_path)
+    for number, steps in enumerate((10.0, 11.0)):
+        keep(store, number, {"start": 3.0, "steps": steps}, 2 * steps, measured={"steps": 3 * steps}, like="sft")
+    (found,) = [one for one in accounts(store) if one.unit == "s"]
+    base = {name: factor for (name, like), factor in found.fit.parts.items() if not like}
+    assert min(base.values()) >= 0 and base["steps"] > 1
+    assert all(base[name] + more >= 0 for (name, like), more in found.fit.parts.items() if like)
+
+
 def test_one_slow_run_moves_little(tmp_path):
     store, rng = Store(tmp_path), random.Random(3)
     runs(store, 9, rng, 0.03)

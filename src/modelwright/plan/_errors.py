@@ -109,9 +109,18 @@ def fitted(runs: Sequence[Sequence[Row]], loose: Sequence[str] = ()) -> Fit:
     sums = _sums(scaled, weights)
     errors = []
     for run, rows, weight, own in zip(runs, scaled, weights, others, strict=True):
-        parts = dict(zip(features, _solved(_held(_less(sums, rows, weight), own, held, start)), strict=True))
+        parts = _factors(features, _solved(_held(_less(sums, rows, weight), own, held, start)))
         errors.append(math.log(run[0].measured / (own * _share(run[0].predicted, parts) * whole(run[0].predicted))))
-    return Fit(by, dict(zip(features, solution, strict=True)), tuple(errors))
+    return Fit(by, _factors(features, solution), tuple(errors))
+
+
+def _factors(features: Sequence[Feature], solution: Sequence[float]) -> dict[Feature, float]:
+    """What was solved, as factors: none is below zero, which would take away from others."""
+    base = {name: max(0.0, value) for (name, like), value in zip(features, solution, strict=True) if not like}
+    return {
+        (name, like): max(value, -base.get(name, 1.0)) if like else base[name]
+        for (name, like), value in zip(features, solution, strict=True)
+    }
 
 
 # --- weighted least squares, small enough for lists ----------------------------------------------------
