@@ -98,6 +98,14 @@ def resolve_model(
     raise UserError(f"there is no model at {text!r}", fix=f"did you mean {path.parent / near[0]}?" if near else f"give {MODEL}")
 
 
+def pair(option: str, text: str) -> tuple[str, str]:
+    """Name and path of an option's `NAME=PATH`."""
+    name, equals, path = text.partition("=")
+    if not name or not equals or not path:
+        raise UserError(f"{option} {text}: it names nothing", fix=f"write {option} NAME=PATH")
+    return name, path
+
+
 def key_of(path: Path) -> str:
     """The key of the artifact that the model is, or lies in; '' where it is none."""
     folder = path if path.is_dir() else path.parent

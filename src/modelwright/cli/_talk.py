@@ -13,6 +13,7 @@ from modelwright.cli._terminal import answer, footer, note
 from modelwright.core.errors import UserError
 
 if TYPE_CHECKING:
+    from modelwright.cli._switch import Models
     from modelwright.methods.engines import Delta, Engine, Request
 
 COMMANDS = {
@@ -28,6 +29,7 @@ COMMANDS = {
     "/seed N": "of the sampling",
     "/tokens N": "longest answer, in tokens; 0: what fits",
     "/logprobs on|off": "after an answer, its least likely tokens and what else might have come",
+    "/model [NAME]": "go on with another model or adapter that was given; without NAME, those that there are",
     "/adapter [FOLDER]": "answer with this adapter; without FOLDER, the model alone",
     "/file PATH": "add a file's text to the next message",
     "/save FILE": "write the conversation as JSON",
@@ -73,6 +75,14 @@ class Chat:
     """Questions so far; each gets a seed of its own, so that asking again may give another answer."""
     saved: Path | None = None
     """The file that this conversation may overwrite."""
+    models: Models | None = None
+    """Those that were given, where `/model` may switch; `engine` is the one that is open."""
+
+    def described(self) -> str:
+        """The model in a few words."""
+        kind = "" if "chat" in self.engine.capabilities else ", no chat template: it continues your text"
+        room = f"context {self.engine.context} tokens" if self.engine.context else "context unknown"
+        return f"{self.name} ({room}{kind})"
 
     def say(self, text: str) -> None:
         """Send a message and print the answer as it comes. Ctrl-C stops the answer and keeps what was said."""
@@ -174,9 +184,9 @@ class Chat:
         if word in _NUMBERS:
             self._number(word, rest)
             return True
-        action = {"/help": self._help, "/reset": self._reset, "/retry": self._retry, "/edit": self._edit, "/system": self._system,
-                  "/logprobs": self._logprobs, "/adapter": self._adapter, "/file": self._file, "/save": self._save,
-                  "/load": self._load}.get(word)  # fmt: skip
+        action = {"/help": self._help, "/reset": self._reset, "/retry": self._retry, "/edit": self._edit,
+                  "/system": self._system, "/logprobs": self._logprobs, "/model": self._model, "/adapter": self._adapter,
+                  "/file": self._file, "/save": self._save, "/load": self._load}.get(word)  # fmt: skip
         if action is None:
             raise UserError(
                 f"there is no command {word}", fix="/help lists them; begin with a space to send the line to the model"
@@ -242,16 +252,64 @@ class Chat:
         self.logprobs = text == "on"
         note(f"the least likely tokens are {'' if self.logprobs else 'not '}shown")
 
-    def _adapter(self, text: str) -> None:
-        if "adapters" not in self.engine.capabilities:
-            raise UserError("this engine takes no adapters", fix="name the merged model")
+    def _model(self, text: str) -> None:
         if text:
-            opened: Any = self.engine
-            self.adapter = Path(text).name
-            opened.load_adapter(self.adapter, Path(text).expanduser())
+            self.use(text)
+        elif self.models is None or len(self.models.names) == 1:
+            note(f"* {self.name}")
+            note("there is no other: start the chat with --model NAME=PATH or --adapter NAME=PATH to have more to switch to")
+        else:
+            now = f"{self.name}:{self.adapter}" if self.adapter else self.name
+            for name in self.models.names:
+                note(f"{'*' if name == now else ' '} {name}")
+
+    def use(self, text: str) -> None:
+        """Go on with the model or the adapter of this name."""
+        if self.models is None:
+            raise UserError(f"there is no other model than {self.name}")
+        model, adapter = self.models.find(text)
+        if model is not self.models.current:
+            try:
+                self.models.switch(model)
+            except BaseException:
+                self.engine = self.models.engine  # the model of before, opened again
+                if self.adapter:
+                    self._load_adapter(self.adapter, self.models.current.adapters[self.adapter])
+                raise
+            self.engine, self.name, self.adapter = self.models.engine, model.name, ""
+            note(f"{self.described()} goes on")
+            self._without()
+        if adapter:
+            self._load_adapter(adapter, model.adapters[adapter])
+        elif self.adapter:
+            self._adapter("")
+
+    def _without(self) -> None:
+        """Leave off what was asked of a model before, and this one's engine cannot."""
+        if self.min_p and "rules" not in self.engine.capabilities:
+            self.min_p = 0.0
+            note("min-p is off: this engine knows none")
+        if self.logprobs and "logprobs" not in self.engine.capabilities:
+            self.logprobs = False
+            note("log-probabilities are off: this engine gives none")
+
+    def _adapter(self, text: str) -> None:
+        if text:
+            path = Path(text).expanduser()
+            self._load_adapter(path.resolve().name, path)
+            if self.models is not None:
+                self.models.current.adapters[self.adapter] = path
         else:
             self.adapter = ""
-        note(f"answers come with the adapter {self.adapter}" if text else "answers come from the model alone")
+            note("answers come from the model alone")
+
+    def _load_adapter(self, name: str, path: Path) -> None:
+        if "adapters" not in self.engine.capabilities:
+            raise UserError("this engine takes no adapters", fix="name the merged model")
+        opened: Any = self.engine
+        opened.load_adapter(name, path)
+        self.adapter = name
+        note(f"answers come with the adapter {name}")
 
     def _file(self, text: str) -> None:
         content = _read(text)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TextIO
 
 from modelwright.cli import _model
+from modelwright.cli._switch import given_models
 from modelwright.cli._talk import Chat
 from modelwright.cli._terminal import note
 from modelwright.core.errors import UserError
@@ -27,7 +28,23 @@ def parser() -> argparse.ArgumentParser:
     parse.add_argument("--top-p", type=float, default=1.0, help="(%(default)s)")
     parse.add_argument("--max-tokens", type=int, default=0, help="longest answer; 0: what fits (%(default)s)")
     parse.add_argument("--seed", type=int, default=0, help="of the sampling (%(default)s)")
-    parse.add_argument("--adapter", metavar="PATH", help="answer with this adapter: PEFT's folder, or GGUF under llama.cpp")
+    parse.add_argument(
+        "--model",
+        dest="models",
+        action="append",
+        default=[],
+        metavar="NAME=PATH",
+        help="one more model, which /model switches to; may be repeated",
+    )
+    parse.add_argument(
+        "--adapter",
+        dest="adapters",
+        action="append",
+        default=[],
+        metavar="[[MODEL:]NAME=]PATH",
+        help="an adapter (PEFT's folder, or GGUF under llama.cpp), of the first model unless told; the first begins with "
+        "its first; may be repeated",
+    )
     parse.add_argument("--no-history", action="store_true", help="keep no file of the lines that are typed")
     return parse
 
@@ -37,10 +54,11 @@ def main(args: list[str]) -> int:
     given = parse.parse_args(args)
     if not 0 <= given.temperature <= 2 or not 0 < given.top_p <= 1 or given.max_tokens < 0 or not 0 <= given.seed < 2**31:
         parse.error("--temperature takes 0 to 2, --top-p above 0 to 1, --max-tokens 0 or more, --seed 0 to 2147483647")
-    with _model.open_model(given, supervised=True) as (engine, name):
-        chat = Chat(engine, name, given.system, given.temperature, given.top_p, given.max_tokens, given.seed)
-        if given.adapter:
-            chat.command(f"/adapter {given.adapter}")
+    with given_models(given) as models:
+        drawn = (given.temperature, given.top_p, given.max_tokens, given.seed)
+        chat = Chat(models.engine, models.current.name, given.system, *drawn, models=models)
+        if models.current.adapters:
+            chat.use(next(iter(models.current.adapters)))
         if given.once is not None:
             chat.say(given.once)
             return 0
@@ -69,9 +87,7 @@ def pipe(chat: Chat, lines: TextIO) -> int:
 
 def converse(chat: Chat, history: Path | None) -> int:
     """The prompt in a terminal, with line editing and the lines of earlier chats."""
-    kind = "" if "chat" in chat.engine.capabilities else ", no chat template: it continues your text"
-    room = f"context {chat.engine.context} tokens" if chat.engine.context else "context unknown"
-    note(f"{chat.name} ({room}{kind}). /help lists commands, Ctrl-D leaves.")
+    note(f"{chat.described()}. /help lists commands, Ctrl-D leaves.")
     for text in _typed(chat, history):
         try:
             if text.startswith("/"):

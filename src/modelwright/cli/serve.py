@@ -250,14 +250,14 @@ def _open_models(given: argparse.Namespace, stack: ExitStack) -> tuple[Models, _
         path, name = _model.resolve_model(given.model, given.overrides, given.store, given.allow_code)
         found.append((given.name or name, path))
     for text in given.models:
-        name, place = _pair("--model", text)
+        name, place = _model.pair("--model", text)
         found.append((name, _model.resolve_model(place, (), given.store, given.allow_code).path))
     specs = [_model.chosen(path, name, given.engine, serve=True) for name, path in found]
     opens = [partial(_open, path, spec, not given.in_process) for (_, path), spec in zip(found, specs, strict=True)]
     sources = [Source(name, open_, memory_bytes(path)) for (name, path), open_ in zip(found, opens, strict=True)]
     models = Models(sources, _memory_bytes(given.memory, sources[0].bytes) if given.memory else 0)
     for text in given.adapters:
-        name, folder = _pair("--adapter", text)
+        name, folder = _model.pair("--adapter", text)
         base, _, name = name.rpartition(":")
         if not Path(folder).exists():
             fix = "give its folder, with adapter_config.json in it, or a GGUF file where llama.cpp answers"
@@ -277,13 +277,6 @@ def _memory_bytes(text: str, least_bytes: int) -> int:
     if found < least_bytes:
         raise UserError(f"--memory {text}: the first model takes {bytes_text(least_bytes)}", fix="give more, or a smaller model")
     return found
-
-
-def _pair(option: str, text: str) -> tuple[str, str]:
-    name, equals, path = text.partition("=")
-    if not name or not equals or not path:
-        raise UserError(f"{option} {text}: it names nothing", fix=f"write {option} NAME=PATH")
-    return name, path
 
 
 def _open(path: Path, spec: EngineSpec, supervised: bool) -> Engine:
