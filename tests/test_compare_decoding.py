@@ -19,6 +19,7 @@ from modelwright.cli import compare_decoding
 from modelwright.cli.main import main
 from modelwright.core.errors import UserError
 from modelwright.core.record import write_records
+from modelwright.methods.engines import ENGINES, Completion, open_engine
 from modelwright.report import RunView, StageView, render
 from modelwright.report.decoding import Comparison, Strategy, level, page
 from modelwright.report.spending import spending
@@ -58,6 +59,22 @@ def test_strategies_side_by_side_and_a_page(model: Path, tmp_path: Path, capsys:
     ways = [path.get("class") for path in picture.iter(f"{SVG}path") if path.get("class", "").startswith("way")]
     assert {f"way s{number}" for number in range(5)} == set(ways)
     assert "greedy, " in "".join(title.text or "" for title in picture.iter(f"{SVG}title"))
+
+
+def test_characters_of_several_tokens(model: Path) -> None:
+    """The answer is not littered with signs for what was not whole yet; the tree shows the bytes of each part."""
+    with open_engine(model, ENGINES.load("native")(threads=1, device="cpu")) as engine:
+        ids = engine.encode("日x𝄞")
+        parts = engine.spell(ids)
+        assert max(map(len, parts)) < 4, "some characters are several tokens"
+        for tokens, text in ((ids, "日x𝄞"), (ids[:-1], "日x\ufffd")):
+            best = Completion(text, tuple(tokens), (), "length", 1, tuple(((token, -1.0),) for token in tokens))
+            found = compare_decoding._tokens(engine, best, [])
+            assert "".join(token.text for token in found) == text
+            halves = [token for token in found[:-1] if not token.text]
+            assert halves and all(re.fullmatch("‹([0-9a-f]{2} ?)+›", token.name) for token in halves)
+            assert all(token.others[0][1] == token.name for token in found)
+        assert tree([found], 3, 1).below[ids[0]].text.startswith("‹e6")
 
 
 def test_fields_and_a_server_like_choice(model: Path, capsys: pytest.CaptureFixture[str]) -> None:

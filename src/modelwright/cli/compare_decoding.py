@@ -158,14 +158,21 @@ def _tokens(engine: Engine, best: Completion, logprobs: list[float]) -> tuple[To
 
     if not best.tokens:  # a server that tells none
         return (Token(-1, best.text, None),)
-    found, before = [], ""
+    found, before, last = [], "", len(best.tokens) - 1
     for place, token in enumerate(best.tokens):
-        whole = engine.decode(best.tokens[: place + 1])
-        text = whole.removeprefix(before)
-        before = whole if not whole.endswith("\ufffd") else before  # a character that later tokens make whole
-        others = tuple((other, engine.decode([other]), math.exp(logp)) for other, logp in (best.top[place] if best.top else ()))
-        found.append(Token(token, text, math.exp(logprobs[place]) if logprobs else None, others))
+        whole, text = engine.decode(best.tokens[: place + 1]), ""
+        if not whole.endswith("\ufffd") or place == last:  # else a character that later tokens make whole
+            text, before = whole.removeprefix(before), whole
+        others = tuple((other, _name(engine, other), math.exp(logp)) for other, logp in (best.top[place] if best.top else ()))
+        likely = math.exp(logprobs[place]) if logprobs else None
+        found.append(Token(token, text, likely, others, _name(engine, token)))
     return tuple(found)
+
+
+def _name(engine: Engine, token: int) -> str:
+    """Its text; of a part of a character, which has none of its own, its bytes."""
+    text = engine.decode([token])
+    return f"‹{engine.spell([token])[0].hex(' ')}›" if "\ufffd" in text else text
 
 
 def _lines(found: Comparison) -> Iterator[tuple[Strategy, str]]:

@@ -36,7 +36,9 @@ class Token(NamedTuple):
     prob: float | None
     """By the model itself, before temperature; None where the engine does not tell it."""
     others: tuple[tuple[int, str, float], ...] = ()
-    """Likely tokens in its place, itself perhaps among them: id, text and probability."""
+    """Likely tokens in its place, itself perhaps among them: id, name and probability."""
+    name: str = ""
+    """What stands for it where it has no text of its own: the bytes of half a character. Unset: the text."""
 
 
 @dataclass
@@ -61,7 +63,7 @@ def tree(lines: Sequence[Sequence[Token]], deep: int, others: int) -> Node:
         node.taken.append(number)
         for token in line[:deep]:
             offered.append((node, token))
-            node = node.below.setdefault(token.id, Node(token.text, token.prob))
+            node = node.below.setdefault(token.id, Node(token.text or token.name, token.prob))
             node.taken.append(number)
     for node, token in offered:
         taken = sum(bool(child.taken) for child in node.below.values())
