@@ -106,11 +106,12 @@ def test_labels_are_read_and_wrong_ones_counted() -> None:
     assert named.label(Record("a", text="x", meta={"label": "yes"})) == 1.0
     assert Classify().label(Record("a", text="x", meta={"label": 1})) == 1.0
     assert Classify().label(Record("a", text="x", meta={"label": True})) == 1.0
-    for meta, says in (({}, "no `label`"), ({"label": "maybe"}, "not among")):
+    odd = [{"label": value} for value in ("maybe", float("nan"), float("inf"), 10**400, [1])]
+    for meta, says in (({}, "no `label`"), *((one, "not among") for one in odd)):
         with pytest.raises(ValueError, match=says):
             named.label(Record("a", text="x", meta=meta))
     assert Regress(unit=5.0).label(Record("a", text="x", meta={"label": 4})) == 0.8
-    for value in (None, "4", True, float("nan")):
+    for value in (None, "4", True, float("nan"), float("inf"), 10**400):
         with pytest.raises(ValueError, match="no number"):
             Regress().label(Record("a", text="x", meta={"label": value}))
     with pytest.raises(ValidationError, match="once"):

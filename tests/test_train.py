@@ -300,7 +300,10 @@ def test_checks_find_data_that_mostly_does_not_fit(folder: Path, base: Input, tm
     rows = [*kit.chats(2), *kit.texts(5)]
     run = kit.run_of(tmp_path / "run", {"data": kit.records(tmp_path / "rows", rows), "base": base})
     kept = next(iter(kit.stage(start="base", objective="sft").checks(run)))
-    assert not kept.ok and "5 a text without" in kept.detail
+    assert not kept.ok and "5 a text without" in kept.detail and "sft takes chats" in kept.fix
+    run = kit.run_of(tmp_path / "short", {"data": kit.records(tmp_path / "chats", kit.chats(7)), "base": base})
+    kept = next(iter(kit.stage(start="base", objective="sft", length=8).checks(run)))
+    assert not kept.ok and kept.fix == "raise `length`"
 
 
 def test_estimates_grow_with_what_costs() -> None:

@@ -14,7 +14,7 @@ from modelwright.methods.launchers import Launcher
 from modelwright.methods.sources import open_records
 from modelwright.methods.templates import marks, parity_check, spans, tools_of
 from modelwright.stages import _train_open, _train_run
-from modelwright.stages._train_row_kinds import unfit
+from modelwright.stages._train_row_kinds import WANTED, unfit
 from modelwright.stages._train_rows import encode
 from modelwright.stages._train_text import Ledger, Text
 
@@ -37,7 +37,7 @@ def checks(stage: Training, run: Run) -> Iterator[Check]:
     records = [r for mix in stage.data for r in islice(open_records(run.inputs[mix.ref], Log(None)), SLICE_ROWS)]
     ledger = Ledger()
     rows = list(encode(text, records, ledger))
-    yield _rows_left(ledger)
+    yield _rows_left(text, ledger)
     if not rows:
         return
     records = [record for record in records if unfit(record, text.needs) is None]
@@ -54,14 +54,15 @@ def checks(stage: Training, run: Run) -> Iterator[Check]:
     yield _invariance(stage, run, rows)
 
 
-def _rows_left(ledger: Ledger) -> Check:
+def _rows_left(text: Text, ledger: Ledger) -> Check:
     """Too many rows that cannot be used mean the wrong data, not bad luck."""
     lost = sum(ledger.dropped.values())
     detail = f"{ledger.read - lost} of {ledger.read} rows can be trained on"
     if lost:
         detail += "; left out: " + ", ".join(f"{count} {reason}" for reason, count in ledger.dropped.most_common(3))
     ok = lost * 2 <= ledger.read
-    return Check("rows kept", ok, detail, "" if ok else "raise `length`, or choose data that fits the objective")
+    long = bool(lost) and ledger.dropped.most_common(1)[0][0].endswith(f"more than {text.length} tokens")
+    return Check("rows kept", ok, detail, "" if ok else "raise `length`" if long else WANTED[text.needs])
 
 
 def _mask_audit(text: Text, records: list[Record], rows: list[Row]) -> Check:

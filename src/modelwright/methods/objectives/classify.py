@@ -64,7 +64,7 @@ class Classify(Objective):
         value = record.meta.get(self.field)
         if value is None:
             raise ValueError(f"no `{self.field}`")
-        name = str(int(value)) if isinstance(value, (bool, float)) and value == int(value) else str(value)
+        name = str(int(value)) if isinstance(value, (bool, float)) and float(value).is_integer() else str(value)
         if name not in self.labels:
             raise ValueError("a label that is not among `labels`")
         return float(self.labels.index(name))

@@ -6,7 +6,6 @@ Source: Devlin et al. 2018, "BERT", arXiv:1810.04805, section 4.1 on STS-B, with
 
 from __future__ import annotations
 
-import math
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
@@ -14,6 +13,9 @@ from pydantic import Field
 from modelwright.core.record import Record
 from modelwright.core.spec import Advice
 from modelwright.methods.objectives import Asks, Batch, Head, Loss, Needs, Objective, Policy
+
+LARGEST = 3e38
+"""What float32 holds."""
 
 
 class Regress(Objective):
@@ -47,7 +49,7 @@ class Regress(Objective):
 
     def label(self, record: Record) -> float:
         value = record.meta.get(self.field)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not -LARGEST < value < LARGEST:
             raise ValueError(f"no number in `{self.field}`")
         return float(value) / self.unit
 
