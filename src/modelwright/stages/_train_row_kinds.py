@@ -246,8 +246,8 @@ WANTED = {
     "documents": "fill_in_middle takes texts: rows with `text`",
     "answers": "sft takes chats: rows with `messages` that hold an assistant's answer",
     "pairs": "dpo takes rows with `messages`, `chosen` and `rejected`",
-    "labels": "classify and regress take rows with `text` and a label: `field` of the objective says under which key, and `labels` "
-    "of classify which there are",
+    "labels": "classify and regress take rows with `text` and a label: `field` of the objective says under which key, and "
+    "`labels` of classify which there are",
     "tags": "classify_tokens takes words with a tag for each, or `text` with `spans`: its fields say under which keys",
     "groups": "contrastive takes rows with `text` and `positive`, and `negatives` where there are some",
 }
