@@ -148,11 +148,11 @@ class _Bpe:
         return {**self._model, "vocab": ids, "merges": [*self._model["merges"], *more]}
 
 
-class _WordPiece:
-    def __init__(self, model: dict[str, Any]) -> None:
-        self._model = model
-        self._old: dict[str, int] = model["vocab"]
-        self._within: str = model["continuing_subword_prefix"]
+class _Whole:
+    """A vocabulary to which a token comes whole: no other has to be there for it."""
+
+    def __init__(self, model: dict[str, Any], old: dict[str, int]) -> None:
+        self._model, self._old = model, old
         self._new: dict[str, None] = {}
 
     def has(self, token: str) -> bool:
@@ -162,12 +162,21 @@ class _WordPiece:
         return word
 
     def add(self, token: str, room: int) -> list[str]:
-        if len(token.removeprefix(self._within)) > self._model["max_input_chars_per_word"]:
-            raise _Unfit("it is longer than the start's longest word")
         if not room:
             raise _Unfit("there is no room for it and the pieces on the way to it")
         self._new[token] = None
         return [token]
+
+
+class _WordPiece(_Whole):
+    def __init__(self, model: dict[str, Any]) -> None:
+        super().__init__(model, model["vocab"])
+        self._within: str = model["continuing_subword_prefix"]
+
+    def add(self, token: str, room: int) -> list[str]:
+        if len(token.removeprefix(self._within)) > self._model["max_input_chars_per_word"]:
+            raise _Unfit("it is longer than the start's longest word")
+        return super().add(token, room)
 
     def pieces(self, token: str) -> list[int]:
         """The longest old piece first, as the library cuts words."""
@@ -185,25 +194,11 @@ class _WordPiece:
         return {**self._model, "vocab": ids}
 
 
-class _Unigram:
+class _Unigram(_Whole):
     def __init__(self, model: dict[str, Any]) -> None:
-        self._model = model
+        super().__init__(model, {piece: number for number, (piece, _) in enumerate(model["vocab"])})
         self._scores: dict[str, float] = dict(map(tuple, model["vocab"]))
-        self._old = {piece: number for number, (piece, _) in enumerate(model["vocab"])}
         self._lowest = min(self._scores.values())
-        self._new: dict[str, None] = {}
-
-    def has(self, token: str) -> bool:
-        return token in self._old or token in self._new
-
-    def written(self, word: str) -> str:
-        return word
-
-    def add(self, token: str, room: int) -> list[str]:
-        if not room:
-            raise _Unfit("there is no room for it and the pieces on the way to it")
-        self._new[token] = None
-        return [token]
 
     def _best(self, text: str, scores: dict[str, float]) -> tuple[float, list[str]] | None:
         """Score and pieces of the likeliest cut."""
