@@ -13,12 +13,19 @@ from modelwright.cli.main import main
 from modelwright.core.errors import UserError
 from modelwright.core.store import Store
 from modelwright.core.units import count_of
-from modelwright.plan._scaling_fit import BEYOND, Run, fit
+from modelwright.plan import _scaling_fit
+from modelwright.plan._scaling_fit import BEYOND, DRAWS, Run, fit
 from modelwright.plan._scaling_runs import judged, ladders, read_runs
 from modelwright.plan.scaling import FIRST, KNOWN, LAWS, REFITTED, Law, best_split, given_size, worth_tokens
 
 TRUE = Law(1.7, 400.0, 900.0, 0.35, 0.37, "made up")
 SIZES, LENGTHS = (1e6, 3e6, 1e7, 3e7), (2e7, 8e7, 3e8)
+
+
+@pytest.fixture(autouse=True)
+def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Intervals are the subject of one test alone."""
+    monkeypatch.setattr(_scaling_fit, "DRAWS", 20)
 
 
 def ladder(noise: float = 0.0, seed: int = 1) -> list[Run]:
@@ -70,7 +77,8 @@ def test_a_law_without_noise_is_found_again() -> None:
     assert said.loss == pytest.approx(TRUE.loss(1e8, 1e9), rel=1e-3)
 
 
-def test_intervals_hold_what_comes() -> None:
+def test_intervals_hold_what_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_scaling_fit, "DRAWS", DRAWS)
     inside = 0
     for seed in range(6):
         said = fit(ladder(0.005, seed), seed).predict(6e7, 6e8)
