@@ -72,6 +72,36 @@ def test_an_error_in_a_worker_is_raised_here(item: int, error: type[Exception], 
         pool.close()
 
 
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_this_process_may_be_one_of_them(count: int) -> None:
+    here = squares(1)
+    pool = Workers("tests.test_workers:squares", 1, count, here)
+    try:
+        found = list(pool.map(range(12)))
+        assert [value for value, _ in found] == [item * item + 1 for item in range(12)]
+        assert len({pid for _, pid in found}) == count and os.getpid() in {pid for _, pid in found}, "it works while it waits"
+        again = pool.map(value for value, _ in pool.map(range(9)))
+        assert [value for value, _ in again] == [(n * n + 1) ** 2 + 1 for n in range(9)], "items of one from results of another"
+        assert not list(pool.map([]))
+    finally:
+        pool.close()
+
+
+@pytest.mark.parametrize(("item", "error"), [(13, UserError), (15, Exception)])
+@pytest.mark.parametrize("at", range(8))
+def test_the_first_error_in_order_is_told_whoever_met_it(at: int, item: int, error: type[Exception]) -> None:
+    pool = Workers("tests.test_workers:squares", 0, 2, squares(0))
+    items = [*range(at), item, 13, 13, 15]
+    found = []
+    try:
+        with pytest.raises(error, match="a bad item" if item == 13 else "a bug"):
+            for value, _ in pool.map(items):
+                found.append(value)
+        assert found == [n * n for n in range(at)]
+    finally:
+        pool.close()
+
+
 def large(folder: str) -> Callable[[int], bytes]:
     def work(item: int) -> bytes:
         (Path(folder) / str(item)).touch()

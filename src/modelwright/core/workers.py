@@ -19,7 +19,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from importlib import import_module
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 from modelwright.core.errors import UserError
 from modelwright.core.measure import Meter
@@ -29,18 +29,50 @@ if sys.platform == "linux":
 
 AHEAD = 4
 """Items that wait at each worker while it is busy. Some take longer than others, and results are taken in order."""
+BESIDE = 3
+"""Fewer where this process works, too: at the end it has nothing to do but to wait for them."""
 T = TypeVar("T")
 
 
 class Workers:
-    """`target` names a function (`package.module:function`) that takes `payload` and returns what is called with each item."""
+    """`target` names a function (`package.module:function`) that takes `payload` and returns what is called with each item.
 
-    def __init__(self, target: str, payload: Any, count: int) -> None:
-        self._workers = [_Worker(target, payload) for _ in range(count)]
+    With `here`, which does the same, this process is one of `count`: it takes an item where it would have to wait."""
+
+    def __init__(self, target: str, payload: Any, count: int, here: Callable[[Any], Any] | None = None) -> None:
+        self._here = here
+        self._workers = [_Worker(target, payload) for _ in range(count - (here is not None))]
 
     def map(self, items: Iterable[Any]) -> Iterator[Any]:
         """The results, in order. An error of a worker is raised here. Items of one may come from the results of another."""
-        return in_order((worker.give for worker in itertools.cycle(self._workers)), items, AHEAD * len(self._workers))
+        if self._here is None:
+            return in_order((worker.give for worker in itertools.cycle(self._workers)), items, AHEAD * len(self._workers))
+        return self._beside(iter(items), self._here) if self._workers else map(self._here, items)
+
+    def _beside(self, items: Iterator[Any], here: Callable[[Any], Any]) -> Iterator[Any]:
+        givers, most = itertools.cycle(self._workers), BESIDE * len(self._workers)
+        waiting: deque[_Given | _Own] = deque()
+        own, more = 0, True
+        while True:
+            while more and len(waiting) - own < most:
+                for item in itertools.islice(items, 1):
+                    waiting.append(next(givers).give(item))
+                    break
+                else:
+                    more = False
+            if not waiting:
+                return
+            if not more or own == BESIDE or waiting[0].is_ready():
+                first = waiting.popleft()
+                own -= isinstance(first, _Own)
+                yield first()
+                continue
+            for item in itertools.islice(items, 1):
+                waiting.append(_own(here, item))
+                own += 1
+                break
+            else:
+                more = False
 
     def close(self) -> None:
         for worker in self._workers:
@@ -57,6 +89,41 @@ def in_order(gives: Iterator[Callable[[Any], Callable[[], T]]], items: Iterable[
             yield waiting.popleft()()
     while waiting:
         yield waiting.popleft()()
+
+
+class _Given(NamedTuple):
+    """An item at a worker."""
+
+    worker: _Worker
+    number: int
+
+    def is_ready(self) -> bool:
+        return self.worker.is_ready(self.number)
+
+    def __call__(self) -> Any:
+        return self.worker.result(self.number)
+
+
+class _Own(NamedTuple):
+    """An item that was worked on here; its error, too, is told when its turn comes."""
+
+    value: Any
+    error: Exception | None
+
+    def is_ready(self) -> bool:
+        return True
+
+    def __call__(self) -> Any:
+        if self.error is not None:
+            raise self.error
+        return self.value
+
+
+def _own(here: Callable[[Any], Any], item: Any) -> _Own:
+    try:
+        return _Own(here(item), None)
+    except Exception as error:
+        return _Own(None, error)
 
 
 class _Worker:
@@ -96,30 +163,40 @@ class _Worker:
         finally:
             self._came_in.put(None)
 
-    def give(self, item: Any) -> Callable[[], Any]:
+    def give(self, item: Any) -> _Given:
         """What waits for the result."""
         self._items.put((item,))
         self._given += 1
-        number = self._given
+        return _Given(self, self._given)
 
-        def result() -> Any:
-            while self._came < number:  # those before it are of another map, whose turn has not come
-                self._came += 1
-                self._results[self._came] = self._next()
-            return self._results.pop(number)
+    def is_ready(self, number: int) -> bool:
+        """Whether `result` has not to wait."""
+        while self._came < number and not self._came_in.empty():
+            if not self._arrive():
+                return True
+        return self._came >= number
 
-        return result
+    def result(self, number: int) -> Any:
+        while self._came < number:  # those before it are of another map, whose turn has not come
+            if not self._arrive():
+                code = self._process.wait()
+                raise UserError(
+                    "a worker process ended before its work was done",
+                    "it was killed, most likely because memory ran out"
+                    if code == -signal.SIGKILL
+                    else f"it ended with code {code}",
+                    "set `runtime.workers` to less: each holds a few megabytes of rows and what its steps need",
+                )
+        return outcome(*self._results.pop(number))
 
-    def _next(self) -> Any:
+    def _arrive(self) -> bool:
+        """Take in the next result; False where none will come."""
         if (came := self._came_in.get()) is None:
             self._came_in.put(None)
-            code = self._process.wait()
-            raise UserError(
-                "a worker process ended before its work was done",
-                "it was killed, most likely because memory ran out" if code == -signal.SIGKILL else f"it ended with code {code}",
-                "set `runtime.workers` to less: each holds a few megabytes of rows and what its steps need",
-            )
-        return outcome(*came)
+            return False
+        self._came += 1
+        self._results[self._came] = came
+        return True
 
     def close(self) -> None:
         self._items.put(None)

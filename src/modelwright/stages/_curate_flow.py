@@ -122,7 +122,7 @@ class Flow:
         if how.cluster is not None:
             return how.cluster.pool(WORK, payload, how.workers)
         workers = how.workers or 1
-        return _Here(self._work) if workers == 1 else Workers(WORK, payload, workers)
+        return _Here(self._work) if workers == 1 else Workers(WORK, payload, workers, self._work)
 
 
 class _Stage:

@@ -69,7 +69,9 @@ class Seen:
         self.source = other.source or self.source
         for of, new in other.of.items():
             found = self.of.setdefault(of, Statistic())
-            found.fine.update(new.fine)
+            fine, known = found.fine, found.fine.get
+            for code, rows in new.fine.items():  # `update` takes three times as long
+                fine[code] = known(code, 0) + rows
             for threshold, failed in new.thresholds.items():
                 found.thresholds[threshold] = found.thresholds.get(threshold, 0) + failed
 
