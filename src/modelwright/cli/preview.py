@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 ABOUT = (
-    "Show rows of a training stage token by token: what is trained on, what is context, what is cut, and why rows are left out."
+    "Show rows of a training stage token by token: what is trained on, what is context, what is cut, and why rows are left out. "
+    "The stage is named behind the recipe: preview r.yaml chat."
 )
 STYLES = {
     "trained": ("black on #9fdcb2", "black on #7fcb98"),
