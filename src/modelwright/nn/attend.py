@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from modelwright.nn.attention import by_formula
+from modelwright.nn.attention import Layout, Segment, by_formula, together
 from modelwright.nn.memory import Memory, Shared
 
 SHORT = 16
@@ -32,6 +32,8 @@ class Terms(NamedTuple):
     window: int | None = None
     softcap: float | None = None
     sink_H: Tensor | None = None
+    half: bool = False
+    """Products of many tokens run in bfloat16, as those with the weights do."""
 
     @property
     def formula(self) -> bool:
@@ -284,6 +286,12 @@ def _shared_mask(plan: Plan, run: _Run, shared: Shared, members: list[int], wind
 def _attend_first(query_1HTD: Tensor, key_1KTD: Tensor, value_1KTD: Tensor, terms: Terms) -> Tensor:
     """The beginning of a row."""
     length = query_1HTD.shape[2]
+    if not terms.formula:
+        dtype = torch.bfloat16 if terms.half else query_1HTD.dtype
+        query_THD, key_TKD, value_TKD = (part[0].transpose(0, 1).to(dtype) for part in (query_1HTD, key_1KTD, value_1KTD))
+        found_THD = together(query_THD, key_TKD, value_TKD, Layout([Segment(0, length)]), terms.scaling, terms.window)
+        if found_THD is not None:
+            return found_THD.transpose(0, 1)[None]
     seen_TT = None
     if terms.formula or (terms.window is not None and length > terms.window):
         at_T = torch.arange(length, device=query_1HTD.device)

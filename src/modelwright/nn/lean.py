@@ -38,9 +38,9 @@ from modelwright.nn.logps import cap_of
 from modelwright.nn.model import has_bf16
 
 try:
-    from modelwright.nn import _attend_few, _gemv, _small
+    from modelwright.nn import _attend_few, _gemv, _pieces, _small
 except ImportError:  # numba is not there
-    _attend_few = _gemv = _small = None  # type: ignore[assignment]
+    _attend_few = _gemv = _pieces = _small = None  # type: ignore[assignment]
 
 DECODED: dict[str, Family] = FAMILIES | {
     "gemma2": FAMILIES["gemma3_text"]._replace(norms=NORMS | OUTER_NORMS, turns="", embedding="Gemma2TextScaledWordEmbedding")
@@ -66,19 +66,22 @@ class _Joint:
         """[T, O], or `onto_TO` with it added to it."""
         alone = onto_TO is None
         count = x_TI.shape[0]
-        out_TO = x_TI.new_empty(count, sum(self.sizes)) if onto_TO is None else onto_TO
+        half = self.weights[0].dtype == torch.bfloat16 and has_bf16()
+        dtype = torch.float32 if half and self.quick is not None else x_TI.dtype
+        out_TO = x_TI.new_empty(count, sum(self.sizes), dtype=dtype) if onto_TO is None else onto_TO
         if self.quick is not None and count <= _gemv.MOST:
             _gemv.product(x_TI, self.quick, out_TO, not alone)
         else:
+            given_TI = x_TI.to(torch.bfloat16) if half else x_TI
             for weight, part_TO in self._columns(out_TO):
-                _multiply(x_TI, weight, part_TO, alone)
+                _multiply(given_TI, weight, part_TO, alone)
         if not self.bare or added is not None:
             for (place, part), (_, part_TO) in zip(self.parts.items(), self._columns(out_TO), strict=True):
                 if part.bias is not None:
                     part_TO.add_(part.bias)
                 if part.down is not None and part.up is not None:
-                    down, up = part.down.to(x_TI.dtype), part.up.to(x_TI.dtype)
-                    part_TO.addmm_(x_TI @ down.t(), up.t(), alpha=part.scale)
+                    down, up = part.down.to(out_TO.dtype), part.up.to(out_TO.dtype)
+                    part_TO.addmm_(x_TI.to(out_TO.dtype) @ down.t(), up.t(), alpha=part.scale)
                 if added is not None:
                     added(place, x_TI, part_TO)
         return out_TO
@@ -89,14 +92,14 @@ class _Joint:
 
 def _multiply(x_TI: Tensor, weight: Tensor, out_TO: Tensor, alone: bool) -> None:
     """out = x @ weight.T, or that added to it where it is not `alone`."""
-    if weight.dtype == x_TI.dtype:
+    if weight.dtype == x_TI.dtype != out_TO.dtype:
+        made_TO = x_TI @ weight.t()
+        out_TO.copy_(made_TO) if alone else out_TO.add_(made_TO)
+    elif weight.dtype == x_TI.dtype:
         if alone:
             torch.mm(x_TI, weight.t(), out=out_TO)
         else:
             out_TO.addmm_(x_TI, weight.t())
-    elif has_bf16():
-        made_TO = x_TI.to(weight.dtype) @ weight.t()
-        out_TO.copy_(made_TO) if alone else out_TO.add_(made_TO)
     else:
         for at in range(0, len(weight), _WIDENED):
             _multiply(x_TI, weight[at : at + _WIDENED].to(x_TI.dtype), out_TO[:, at : at + _WIDENED], alone)
@@ -144,6 +147,16 @@ class _Pieces:
         gate_TM, up_TM = gate_up_TM.chunk(2, 1)
         return activation.forward(gate_TM).mul_(up_TM)
 
+    @classmethod
+    def read(cls, x: Tensor, norm: Norm) -> Tensor:
+        """Normed, for products to read."""
+        return cls.normed(x, norm)
+
+    @classmethod
+    def passed(cls, x_TE: Tensor, gate_up: _Joint, activation: Activation, added: Added | None) -> Tensor:
+        """What goes through the gate."""
+        return cls.gated(gate_up(x_TE, added), activation)
+
 
 class _OnePass(_Pieces):
     """The same in one pass each (`nn/_small.py`), by one thread."""
@@ -169,6 +182,21 @@ class _OnePass(_Pieces):
         out_TM = gate_up_TM.new_empty(gate_up_TM.shape[0], gate_up_TM.shape[1] // 2)
         _small.gated(gate_up_TM, out_TM)
         return out_TM
+
+
+class _Halves(_OnePass):
+    """What products in bfloat16 read is made in it, by all threads (`nn/_pieces.py`)."""
+
+    @staticmethod
+    def read(x: Tensor, norm: Norm) -> Tensor:
+        gain = norm.weight.float() + norm.offset
+        return _pieces.normed(x, _pieces.scale(x, norm.eps), gain, torch.bfloat16)
+
+    @staticmethod
+    def passed(x_TE: Tensor, gate_up: _Joint, activation: Activation, added: Added | None) -> Tensor:
+        if not gate_up.bare or added is not None:
+            return _OnePass.passed(x_TE, gate_up, activation, added)
+        return _pieces.gated(activation.forward, *(x_TE @ weight.t() for weight in gate_up.weights))
 
 
 class Lean:
@@ -204,7 +232,7 @@ class Lean:
             joint("self_attn", o=block.out),
             joint("mlp", gate=block.gate, up=block.up),
             joint("mlp", down=block.down),
-            Terms(attention.scaling, block.window, softcap),
+            Terms(attention.scaling, block.window, softcap, half=block.query.weight.dtype == torch.bfloat16 and has_bf16()),
         )
 
     @torch.no_grad()
@@ -213,7 +241,7 @@ class Lean:
         if self.scale != 1.0:
             x_TE.mul_(self.scale)
         few = self.quick and len(ids_T) <= _gemv.MOST
-        pieces = _OnePass if few or (self.quick and torch.get_num_threads() <= _FEW_THREADS) else _Pieces
+        pieces = self._pieces(few)
         turns: dict[str, tuple[Tensor, Tensor]] = {}
         for layer in self.layers:
             kind = layer.block.turns
@@ -224,6 +252,13 @@ class Lean:
                 turns[kind] = cos[0].contiguous(), sin[0].contiguous()
             self._run(layer, x_TE, turns[kind], pieces, few, plan, added)
         return pieces.normed(x_TE, self.norm)
+
+    def _pieces(self, few: bool) -> type[_Pieces]:
+        if not self.quick or few:
+            return _OnePass if few else _Pieces
+        if self.layers[0].terms.half:
+            return _Halves
+        return _OnePass if torch.get_num_threads() <= _FEW_THREADS else _Pieces
 
     def _run(
         self,
@@ -237,7 +272,7 @@ class Lean:
     ) -> None:
         """One layer; what it adds is added to `x_TE`."""
         block, heads, count = layer.block, layer.heads, x_TE.shape[0]
-        inner_TNC = layer.inner(pieces.normed(x_TE, block.norm_in), added).view(count, -1, self.width)
+        inner_TNC = layer.inner(pieces.read(x_TE, block.norm_in), added).view(count, -1, self.width)
         kv_heads = (inner_TNC.shape[1] - heads) // 2
         if block.norm_query is not None and block.norm_key is not None:
             pieces.norm_heads(inner_TNC[:, :heads], block.norm_query)
@@ -254,7 +289,7 @@ class Lean:
             layer.out(attended_TI, added, x_TE)
         else:
             x_TE.add_(pieces.normed(layer.out(attended_TI, added), block.norm_attended))
-        gated_TM = pieces.gated(layer.gate_up(pieces.normed(x_TE, block.norm_mlp), added), block.activation)
+        gated_TM = pieces.passed(pieces.read(x_TE, block.norm_mlp), layer.gate_up, block.activation, added)
         if block.norm_out is None:
             layer.down(gated_TM, added, x_TE)
         else:
