@@ -11,7 +11,7 @@ from modelwright.core.stage import STAGES, Stage
 from modelwright.core.units import bytes_text, count_text, seconds_text, usd_text
 from modelwright.plan import fit
 from modelwright.plan._advise_facts import Start, data, method
-from modelwright.plan._advise_recipe import passes
+from modelwright.plan._advise_recipe import batch_tokens, passes
 from modelwright.plan._advise_tree import HEADS, Room, Situation
 from modelwright.plan.models import named
 
@@ -56,8 +56,8 @@ class Chosen(NamedTuple):
     """What `seconds` are of, in words."""
 
 
-def stage(objective: str, way: str, machine: Machine, new: bool = False) -> Stage:
-    """A training as the recipe would have it."""
+def stage(objective: str, way: str, machine: Machine, new: bool = False, micro: int | None = LENGTH) -> Stage:
+    """A training as the recipe would have it. `micro`: tokens computed at once; None: as many as it takes by itself."""
     tree: dict[str, Any] = {
         "kind": "train",
         "start": START,
@@ -65,8 +65,8 @@ def stage(objective: str, way: str, machine: Machine, new: bool = False) -> Stag
         "objective": objective,
         "epochs": passes(objective, new),
         "length": LENGTH,
-        "batch_tokens": 8 * LENGTH,
-        "micro_tokens": LENGTH,
+        "batch_tokens": batch_tokens(objective, LENGTH),
+        "micro_tokens": micro,
         "precision": precision(machine),
     }
     if way == "lora":
@@ -104,6 +104,13 @@ def reckoned(name: str, shape: Shape, s: Situation, machine: Machine, objective:
     there = Room(name, shape.params, found, bits(shape.params, s, machine))
     usd = seconds / 3600 * machine.usd_per_hour
     return Chosen(None, there, seconds, usd, f"{count_text(shape.params)} weights", seconds / cost, trains)
+
+
+def tight(shape: Shape, s: Situation, machine: Machine, objective: str, way: str) -> bool:
+    """It fits with as few tokens at once as are reckoned with here, and may not with as many as it takes by itself."""
+    given = _given(s, shape, machine, objective)
+    least, alone = (fit.tried(stage(objective, way, machine, micro=micro), given) for micro in (LENGTH, None))
+    return least.fits and not alone.fits
 
 
 def changes(s: Situation, shape: Shape, machine: Machine) -> tuple[fit.Change, ...]:

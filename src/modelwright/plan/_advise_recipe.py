@@ -79,6 +79,8 @@ class Wanted(NamedTuple):
     """Of the longest answer that is measured."""
     usd: float | None
     hours: float | None
+    tight: frozenset[str]
+    """Objectives whose training fits with few tokens at once alone."""
     why: dict[str, str]
     """Stage or method -> why it is there."""
     head: tuple[str, ...]
@@ -209,11 +211,18 @@ def _train(wanted: Wanted, objective: str, data: str, start: str, files: Files) 
     else:
         tree |= {"optimizer": "muon", "schedule": "wsd"}
     length = 1024 if objective == "next_token" else files.length
-    tree |= {"length": length, "batch_tokens": max(8192, 16 * length if objective == "next_token" else 8 * length)}
+    tree |= {"length": length, "batch_tokens": batch_tokens(objective, length)}
+    if objective in wanted.tight:
+        tree["micro_tokens"] = length
     tree["epochs"] = passes(objective, new=not start)
     if wanted.precision != "fp32":
         tree["precision"] = wanted.precision
     return tree
+
+
+def batch_tokens(objective: str, length: int) -> int:
+    """Of a step."""
+    return max(8192, 16 * length if objective == "next_token" else 8 * length)
 
 
 def passes(objective: str, new: bool) -> int:

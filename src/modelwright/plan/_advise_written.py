@@ -8,6 +8,7 @@ from itertools import takewhile
 from typing import Any, NamedTuple
 
 from modelwright.core.estimate import Machine, Shape
+from modelwright.methods.objectives import OBJECTIVES
 from modelwright.plan import _advise_fit as sizes
 from modelwright.plan._advise_answers import COMPARED
 from modelwright.plan._advise_facts import Method, method
@@ -115,13 +116,16 @@ def written(found: Answered, name: str) -> str:
     """The recipe's text."""
     s, made = found.situation, found.made
     why = {one.name: f"{one.title}, for when {one.advice.use_when}." for one in found.used}
-    last = found.walks[-1].end.why
+    last, way = found.walks[-1].end.why, found.leaf("weights") or "full"
+    shape, trained = found.shape, [name for name in found.methods if name in OBJECTIVES.names() and found.start]
+    tight = frozenset(name for name in trained if shape is not None and sizes.tight(shape, s, found.machine, name, way))
+    why |= {name: f"{why[name]} So few tokens are computed at once that it fits." for name in tight}
     wanted = Wanted(
         name=name,
         methods=found.methods,
-        way=found.leaf("weights") or "full",
+        way=way,
         start=found.start,
-        shape=found.shape,
+        shape=shape,
         architecture=next((walk.end.methods[0] for walk in found.walks if walk.tree == "shape"), ""),
         depth=made.depth if made is not None else 0,
         vocab=made.vocab if made is not None else 0,
@@ -131,6 +135,7 @@ def written(found: Answered, name: str) -> str:
         answer_tokens=SHORT_TOKENS if _checked(s) and s.verifier in SHORT else found.files.length,
         usd=s.usd,
         hours=s.hours,
+        tight=tight,
         why=why | {"export": last[:1].upper() + last[1:]},
         head=tuple(_head(found)),
     )

@@ -13,8 +13,9 @@ from typing import Any
 from modelwright.core.spec import kind_of
 from modelwright.core.units import bytes_text, seconds_text
 from modelwright.plan._lint import TEXTS, Fault, Look, Rule, refs_of
+from modelwright.plan.fit import needs
 
-MOST_MEMORY, LONGEST_S, BUDGET_SHARE = 0.9, 3 * 86400.0, 0.5
+LONGEST_S, BUDGET_SHARE = 3 * 86400.0, 0.5
 
 
 # --- measuring ----------------------------------------------------------------------------------------
@@ -171,14 +172,12 @@ def _replay(look: Look) -> Iterator[Fault]:
 def _too_large(look: Look) -> Iterator[Fault]:
     if look.is_made or not look.is_training or any(look.kinds[name] == "train" for name in _earlier(look)):
         return
-    on_card = look.estimate.device_memory
-    memory = (on_card or look.estimate.memory).value
-    room = look.machine.memory_bytes if on_card is None else look.machine.device_memory_bytes
     field = "model" if look.stage.start is None else "start"
-    if memory > MOST_MEMORY * room:
+    scarcest = needs(look.estimate, look.machine)[0]  # as `fit` and the advisor judge it
+    if not scarcest.fits:
         yield Fault(
             (field,),
-            f"it would take {bytes_text(memory)} of {bytes_text(room)}",
+            f"it would take up to {bytes_text(scarcest.high_bytes)} of {bytes_text(scarcest.has_bytes)} of {scarcest.what}",
             "a smaller model, `adapter: lora`, `recompute: full`; `modelwright fit` tells what fits",
         )
     seconds, budget = look.estimate.seconds.value, look.budget
