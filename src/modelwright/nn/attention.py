@@ -18,6 +18,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from importlib import import_module
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -214,6 +215,11 @@ def _many() -> Any:
         return import_module("modelwright.nn._attend_many")
     except ImportError:
         return None
+
+
+def compiled() -> bool:
+    """Whether the kernels for processors were compiled before, as far as their folder tells."""
+    return any((Path(__file__).parent / "__pycache__").glob("_attend_many*.nbi"))
 
 
 def together(

@@ -45,7 +45,7 @@ def open_model(stage: Training, run: Run, device: torch.device | None = None) ->
     import torch
 
     from modelwright.nn import model as models
-    from modelwright.nn.attention import steady_tokens
+    from modelwright.nn.attention import compiled, steady_tokens
 
     text = open_text(stage, run)
     torch.manual_seed(run.seed)
@@ -79,6 +79,8 @@ def open_model(stage: Training, run: Run, device: torch.device | None = None) ->
             "one longer text changes the positions (`longrope`) of all texts in its packed row",
             f"set `length: {steady}` or less",
         )
+    if not compiled():
+        run.log.note("kernels are compiled for this processor: up to half a minute when it trains for the first time")
     models.check_packed(model)
     shape = shape_of(model.config)
     model = fitted(stage, model, run.seed)
