@@ -28,7 +28,7 @@ TINY = {
     "chat.steps": 3,
     "chat_lora.steps": 2,
     "continued.steps": 2,
-    **{f"rung{n}.steps": 2 + n % 2 for n in range(1, 7)},
+    **{f"rung{n}.steps": 2 if n % 2 else 6 for n in range(1, 7)},
 }
 
 
@@ -122,10 +122,12 @@ def test_every_recipe_runs_and_what_is_told_to_look_at_is_there(
             program, *args = shlex.split(command)
             assert program == "modelwright"
             if args[0] not in STAYING:
-                assert main(args) == 0, f"{command}: {capsys.readouterr().err}"
-                assert capsys.readouterr().out.strip(), command
+                code, (out, err) = main(args), capsys.readouterr()
+                assert (code == 0 and out.strip()) or TOO_FAR in err, f"{command}: {err}"
 
 
+TOO_FAR = "says nothing of"
+"""What `scale --fit` says of a ladder as short as these."""
 STAYING = ("chat", "serve", "watch")
 """Commands that end when they are told to."""
 
