@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import modelwright as mw
+from modelwright.core.events import Log
+from modelwright.core.stage import Input, Run
+from modelwright.stages._train_apart import apart
 
 WORDS = "the red fox jumps over a lazy dog near river house tree while seven quick birds sleep under green hills today".split()
 
@@ -56,3 +60,23 @@ def test_a_leak_between_declared_files_is_found_and_counted(step: str, tmp_path:
     kept = (project.artifact("clean").path / "all.jsonl").read_text()
     assert all(row["messages"][0]["content"] in kept for row in CLEAN)
     assert SAME["messages"][0]["content"] not in kept and NEAR["messages"][0]["content"] not in kept
+
+
+@pytest.mark.parametrize(
+    ("shared", "found"), [([], 0), ([SAME], 1), ([NEAR], 1), ([SAME, NEAR, SAME], 2), ([{**SAME, "meta": {"source": "same"}}], 1)]
+)
+def test_a_training_and_its_validation_from_other_files_share_nothing(
+    shared: list[dict[str, Any]], found: int, tmp_path: Path
+) -> None:
+    stage = SimpleNamespace(data=[SimpleNamespace(ref="./a.jsonl")], validation=[SimpleNamespace(ref="./test.jsonl")])
+    test = [{**row, "meta": {"source": "same"}} for row in TEST]
+    run = Run(tmp_path, {}, 0, Log(None))
+    for name, rows in (("a", [*CLEAN, *shared]), ("test", test)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        run.inputs[f"./{name}.jsonl"] = Input(f"./{name}.jsonl", "path", tmp_path / f"{name}.jsonl")
+    (check,) = apart(stage, run)  # type: ignore[arg-type]
+    assert check.detail.startswith(f"{found} of 3 rows of ./test.jsonl are also, or nearly, in ./a.jsonl")
+    assert check.ok is (found == 0) and ("held_out" in check.fix) is not check.ok
+    assert not list(apart(SimpleNamespace(data=stage.validation, validation=stage.validation), run)), "the rule `leak` says so"  # type: ignore[arg-type]
+    parts = [SimpleNamespace(ref=f"rows:{name}") for name in ("train", "test")]
+    assert not list(apart(SimpleNamespace(data=parts[:1], validation=parts[1:]), run)), "apart by the split"  # type: ignore[arg-type]

@@ -18,8 +18,9 @@ import threading
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, BinaryIO, NamedTuple, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 from modelwright.core.errors import UserError
 from modelwright.core.measure import Meter
@@ -91,7 +92,8 @@ def in_order(gives: Iterator[Callable[[Any], Callable[[], T]]], items: Iterable[
         yield waiting.popleft()()
 
 
-class _Given(NamedTuple):
+@dataclass(frozen=True)
+class _Given:
     """An item at a worker."""
 
     worker: _Worker
@@ -104,7 +106,8 @@ class _Given(NamedTuple):
         return self.worker.result(self.number)
 
 
-class _Own(NamedTuple):
+@dataclass(frozen=True)
+class _Own:
     """An item that was worked on here; its error, too, is told when its turn comes."""
 
     value: Any

@@ -14,6 +14,7 @@ from modelwright.methods.launchers import Launcher
 from modelwright.methods.sources import open_records
 from modelwright.methods.templates import marks, parity_check, spans, tools_of
 from modelwright.stages import _train_open, _train_run
+from modelwright.stages._train_apart import apart
 from modelwright.stages._train_row_kinds import WANTED, unfit
 from modelwright.stages._train_rows import encode
 from modelwright.stages._train_text import Ledger, Text
@@ -52,6 +53,7 @@ def checks(stage: Training, run: Run) -> Iterator[Check]:
         yield _end_of_turn(text, rows)
         yield parity_check(text.tokenizer, text.jinja(), *zip(*chats, strict=True))
     yield _invariance(stage, run, rows)
+    yield from apart(stage, run)
 
 
 def _rows_left(text: Text, ledger: Ledger) -> Check:
