@@ -8,7 +8,8 @@ import pytest
 
 from modelwright.core.estimate import Facts, Given, Machine, Shape
 from modelwright.core.memory import Training, training_account
-from modelwright.core.memory.own import Texts, Work, chunk
+from modelwright.core.memory.kernels import chunk
+from modelwright.core.memory.own import Texts, Work
 from modelwright.core.memory.serving import (
     CODINGS,
     beside_policy,
@@ -195,12 +196,20 @@ def test_shares_of_zero() -> None:
     assert Shares.of(Parallel(shard=4, zero=2)) == (1.0, 0.25, 0.25, 0.25)
 
 
-def test_chunks_are_those_of_the_loss() -> None:
+@pytest.mark.parametrize("half", [False, True])
+def test_chunks_are_those_of_the_loss(half: bool) -> None:
     from modelwright.nn.logps import chunk_bytes_of, chunks
 
-    for positions, vocab in ((1, 300), (500, 300), (4096, 49152), (700, 151_936), (192, 49_152), (193, 49_152)):
-        real = list(chunks(positions, vocab, chunk_bytes_of(vocab)))
-        assert chunk(vocab, positions) == (real[0].stop - real[0].start, len(real))
+    for positions, vocab in ((1, 300), (500, 300), (4096, 49152), (700, 151_936), (192, 49_152), (193, 49_152), (385, 49_152)):
+        real = list(chunks(positions, vocab, chunk_bytes_of(vocab) * (2 if half else 1)))
+        assert chunk(vocab, positions, half) == (real[0].stop - real[0].start, len(real))
+
+
+def test_sizes_are_those_of_the_code() -> None:
+    from modelwright.core.memory import kernels
+    from modelwright.nn import gradients, logps
+
+    assert (kernels.PIECE_BYTES, kernels.SLICE_BYTES) == (logps.PIECE_BYTES, gradients.SLICE_BYTES)
 
 
 @pytest.mark.parametrize("kind", OPTIMIZERS.names())

@@ -15,7 +15,8 @@ from torch.nn.functional import cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from modelwright.core.memory import logits_bytes
+from modelwright.core import processor
+from modelwright.core.memory.kernels import How, loss_bytes
 from modelwright.nn.logps import Head, LowRank, Policy, chunks
 
 T, D, V, N, R = 12, 16, 50, 9, 3
@@ -194,7 +195,8 @@ def test_the_plan_knows_the_memory_of_the_loss(dtype: str, positions: int) -> No
     command = [sys.executable, "-c", MEASURE, "49152", "64", str(positions), dtype]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     measured = float(subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout)
-    planned = logits_bytes(49152, 64, positions, dtype == "bfloat16")
+    found = loss_bytes(49152, 64, positions, How(dtype == "bfloat16", processor=processor.here()))
+    planned = max(found.making, found.back)
     library = 24e6  # workspaces of matrix products, and pages that the allocator rounds to
     assert 0.4 * planned < measured < 1.1 * planned + library, f"{measured / 1e6:.0f} MB, planned {planned / 1e6:.0f}"
 

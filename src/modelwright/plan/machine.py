@@ -6,14 +6,13 @@ Reads files only; imports no torch.
 from __future__ import annotations
 
 import os
-import platform
 import re
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from modelwright.core import rates
+from modelwright.core import processor, rates
 from modelwright.core.estimate import Machine
 from modelwright.core.measure import cores
 
@@ -34,7 +33,7 @@ CARDS = Path("/proc/driver/nvidia/gpus")
 def this_machine() -> Machine:
     """Cores that this process may use, memory that is installed, cards that the driver names, and their rates."""
     allowed = cores()
-    flags, model = _cpu()
+    flags, model = processor.told()
     found = Machine(
         name=model,
         cores=allowed,
@@ -56,7 +55,7 @@ def key(model: str, allowed: int) -> str:
 
 
 def here() -> str:
-    return key(_cpu()[1], cores())
+    return key(processor.told()[1], cores())
 
 
 def _measured(found: Machine, told: Mapping[str, Any]) -> Machine:
@@ -123,23 +122,6 @@ def _for_processors() -> bool:
         return metadata.version("torch").endswith("+cpu")
     except metadata.PackageNotFoundError:
         return False
-
-
-def _cpu() -> tuple[set[str], str]:
-    info = Path("/proc/cpuinfo")
-    if not info.exists():
-        return set(), platform.processor() or platform.machine()
-    flags: set[str] = set()
-    model = platform.machine()
-    for line in info.read_text().splitlines():
-        name, _, value = line.partition(":")
-        if name.strip() in ("flags", "Features"):
-            flags = set(value.split())
-        elif name.strip() == "model name":
-            model = value.strip()
-        if not line.strip():
-            break
-    return flags, model
 
 
 def _memory_bytes() -> float:

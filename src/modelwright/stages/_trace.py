@@ -115,6 +115,8 @@ def prepared(job: Job, folder: Path) -> tuple[Words, Made]:
 
 def steps(job: Job, model: Any, rows: Made, folder: Path, tally: Tally | None = None) -> None:
     """The loop over these rows, and its end. Without a tally, on a real model, it is what a trace is compared with."""
+    import torch
+
     from modelwright.nn.loop import Hooks
 
     # what goes to files or to other memory is left out
@@ -128,8 +130,13 @@ def steps(job: Job, model: Any, rows: Made, folder: Path, tally: Tally | None = 
     sets = [Held("rows", rows.rows, list(range(len(rows.rows))), rows.attach)] if stage.validation else []
     validate = validator(stage, sets, job.how.dtype, run, spread)
     trainer.writer = no_files(folder)
-    with nullcontext() if tally is None else tally.of_optimizers(trainer.update.optimizers):
-        trainer.fit(Hooks(lambda fields: None, lambda done, loss: None, lambda event, fields: None, validate))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(stage.threads or threads)  # each has memory of its own in some kernels
+    try:
+        with nullcontext() if tally is None else tally.of_optimizers(trainer.update.optimizers):
+            trainer.fit(Hooks(lambda fields: None, lambda done, loss: None, lambda event, fields: None, validate))
+    finally:
+        torch.set_num_threads(threads)
 
 
 def no_files(folder: Path) -> Any:

@@ -88,6 +88,8 @@ class Load(NamedTuple):
     like: str = ""
     """Objective, adapter and numbers, which a step's rate depends on beside its sizes."""
     precision: str = "auto"
+    threads: int | None = None
+    """Of each process; None: its share of the cores."""
 
 
 def steps_and_tokens(load: Load) -> tuple[float, float]:

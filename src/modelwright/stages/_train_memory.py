@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
+from modelwright.core import processor
 from modelwright.core.estimate import Machine, Part, Quantity
 from modelwright.core.memory import Account, Training, training_account
 from modelwright.core.memory.own import Texts, Work
@@ -61,7 +62,7 @@ def memory(load: Load, machine: Machine, tokens: float) -> Memory:
         beside.append(Part("reference", kept, "log-probabilities of the frozen start, one for each target of the data"))
     of_each = f" of each process ({load.parallel})" if load.parallel.processes > 1 else ""
     card = machine.device_memory_bytes > 0
-    account = training_account(_training(load, card))
+    account = training_account(_training(load, card, machine))
     if not card:
         return Memory(*_added(tuple(beside) + account.parts, f" at {account.moment};{of_each or ' of the process'}"))
     beside.append(Part("opening", 4.0 * load.shape.params, "the model in float32, before it is on the card"))
@@ -77,7 +78,7 @@ def _added(parts: tuple[Part, ...], where: str) -> tuple[Quantity, tuple[Part, .
     return Quantity(sum(part.bytes for part in parts), "bytes", why + (f";{where}" if where else "")), parts
 
 
-def _training(load: Load, card: bool) -> Training:
+def _training(load: Load, card: bool, machine: Machine) -> Training:
     return Training(
         shape=load.shape,
         work=work(load.row, load.batch_tokens, load.micro_tokens),
@@ -95,6 +96,8 @@ def _training(load: Load, card: bool) -> Training:
         step_in_backward=load.step_in_backward,
         ahead=load.added / load.shape.hidden**2,
         card=card,
+        processor=processor.here(),
+        threads=load.threads or max(1, machine.cores // load.parallel.processes),
         offload=load.offload if card else (),
         parallel=load.parallel,
     )

@@ -353,6 +353,7 @@ class Train(Stage):
             reference=self.objective.reference,
             half=self._half(given),
             precision=self.precision,
+            threads=self.threads,
             validations=(self.validate_every, self._held_tokens(given, shape.vocab)) if self.validation else (0, 0.0),
             keep_best=self.keep == "best",
             averaged=bool(self.average) + (self.optimizer.averages or bool(self.average)),

@@ -13,14 +13,13 @@ from typing import ClassVar, Literal, NamedTuple, Protocol
 from modelwright.core.estimate import Part, Shape
 from modelwright.core.memory import modules, spread
 from modelwright.core.memory import own as ours
+from modelwright.core.memory.kernels import How, attention_of, loss_bytes
 from modelwright.core.memory.modules import Beside
 from modelwright.core.memory.own import Moment, Sides, Texts, Work
-from modelwright.core.memory.weights import Place, Weight, total
+from modelwright.core.memory.weights import Place, Weight, head_width, total
 from modelwright.core.parallel import Parallel
+from modelwright.core.processor import Processor
 from modelwright.core.units import count_text
-
-LOGITS_COPIES = 2.0
-"""Chunks of logits that are there at once."""
 
 Asks = Literal["cross_entropy", "logps", "scores", "vectors"]
 """What an objective asks of the model: a loss formed with the logits, log-probabilities, or none over the vocabulary."""
@@ -70,6 +69,10 @@ class Training(NamedTuple):
     """Heads that guess further ahead than the next token."""
     card: bool = False
     """It runs on a graphics card."""
+    processor: Processor = Processor()
+    """That it runs on where it runs on no card."""
+    threads: int = 1
+    """Of that."""
     offload: Sequence[str] = ()
     """What lies in the processor's memory while the card does not use it."""
     parallel: Parallel = Parallel()
@@ -80,6 +83,15 @@ class Training(NamedTuple):
     def owned(self) -> bool:
         """Each weight lies in parts on several processes, and one of them steps it."""
         return not self.optimizer.elementwise and spread.owners(self.parallel) > 1
+
+    @property
+    def how(self) -> How:
+        """Which kernels run. Branches under a shared text have one of their own on cards alone."""
+        texts, found = self.work.texts, How(self.half, self.card, self.processor, self.threads)
+        if self.parallel.context > 1 or (any(text.before for text in texts) and not self.card):
+            return found
+        heads, width = self.shape.kv_heads / self.parallel.tensor, head_width(self.shape)
+        return found._replace(attention=attention_of(found, width, heads, [(text.tokens, text.number) for text in texts]))
 
 
 class Account(NamedTuple):
@@ -120,21 +132,6 @@ def micro_tokens(
     fewer make matrix products slow (135M weights, 2 cores: a step of 1,100 tokens is 7 % faster at once than in two halves)."""
     room_bytes = room_bytes or (HALF_ROOM_BYTES if half else ROOM_BYTES)
     return int(min(batch_tokens, max(256, room_bytes / activation_bytes(shape, half, own, full) // 64 * 64)))
-
-
-def logits_bytes(
-    vocab: int, hidden: int, positions: float, half: bool, rank: float = 0.0, frozen: bool = False, room: float = 0.0
-) -> float:
-    """Of the loss over so many positions: chunks of logits, of which the next is made before the last is let go, and in 16 bits
-    the head's weights and their gradient. `rank`: of an adapter beside the head; `frozen`: the head itself is; `room`: bytes that
-    a product takes beside its result, for each value of that."""
-    size, chunks = ours.chunk(vocab, positions)
-    one, row = 4.0 * size * vocab, (2.0 if half else 4.0) * size * hidden
-    narrow = one / 2 if half else 0.0
-    cast = 2.0 * vocab * (hidden + rank) if half else 0.0
-    product = (2.0 + room) * vocab * (rank if frozen else hidden) if half else 0.0
-    making = one * min(chunks, LOGITS_COPIES) + narrow
-    return cast + max(making, one + narrow + max(row + room * size * hidden, row * half + product))
 
 
 def state_bytes(params: float, gradients: float, trained: float, of_each: float) -> float:
@@ -241,21 +238,23 @@ def _own(training: Training) -> list[Moment]:
     shape = training.shape.model_copy(update={"layers": deep})
     few = work.few and training.last
     sides, windowed = Sides.of(shape, half, parallel.tensor), min(shape.windowed_layers, shape.layers)
+    how = training.how
     enters, asked = 4 * work.tokens * sides.width, work.wanted if few else work.tokens
     # the last layer sees everything, where any does
     last_windowed = windowed == shape.layers
     before = [True] * (windowed - last_windowed) + [False] * (shape.layers - 1 - windowed + last_windowed)
-    plain, window = (ours.kept(shape, sides, work, False, seen) for seen in (False, True))
+    plain, window = (ours.kept(shape, sides, work, False, seen, how) for seen in (False, True))
     below = [enters if training.full else (window if seen else plain)[0] for seen in before]
-    last = ours.kept(shape, sides, work, few, last_windowed)
-    always = ours.turns(shape, sides, work, sides.size)
+    last = ours.kept(shape, sides, work, few, last_windowed, how)
+    always = ours.turns(shape, sides, work, sides.size, how)
     rows = asked * (4 * sides.width + 4)
     ranks = (_rank(training, "attention"), _rank(training, "mlp")) if training.frozen else None
     if "activations" in training.offload:
         below = [0.0] * len(below)
     all_kept = always + sum(below) + (enters if training.full else last[0])
     found, left = _loss(training, all_kept + rows) if training.last else ([], 0.0)
-    found.append(Moment("the backward pass of the last norm", all_kept + rows + left, 16 * asked * sides.width))
+    norm = 4 * asked * sides.width + how.slope(asked, sides.width)
+    found.append(Moment("the backward pass of the last norm", all_kept + rows + left, norm))
     # the first process of a pipeline goes on with as many micro-batches as there are processes before one comes back
     left += 0.0 if training.last else (min(parallel.pipeline, work.of_step) - 1) * all_kept
     layers = [("last layer", last, few, sum(below))]
@@ -263,11 +262,11 @@ def _own(training: Training) -> list[Moment]:
         layers.append(("last layer but one", window if windowed else plain, False, sum(below) - max(below)))
     for name, (mine, attention), alone, deeper in layers:
         deeper += always + left
-        for what, working, formed in ours.backward(shape, sides, work, alone, _room(training), ranks):
+        for what, working, formed in ours.backward(shape, sides, work, alone, how, ranks):
             found.append(Moment(f"{what} of the {name}", deeper + mine, working, formed=formed))
-        working = ours.attention_backward(sides, work, alone)
+        working = ours.attention_backward(sides, work, alone, how)
         found.append(Moment(f"attention's backward pass of the {name}", deeper + attention, working, formed=1.0))
-        working = ours.entrance_backward(sides, work, alone)
+        working = ours.entrance_backward(sides, work, alone, how)
         found.append(Moment(f"the backward pass of the norm before attention of the {name}", deeper, working, formed=1.0))
     return found
 
@@ -288,11 +287,12 @@ def _modules(training: Training) -> list[Moment]:
             again = both.again + casts / (shape.layers + shape.decoder_layers)
             found.append(Moment("the backward pass of an encoder's layer, computed again", deeper + left, again))
         return found
+    how = training.how
     from_table = trains.beside is None or "table" in places  # else nothing leads back from the first layer
     windowed = min(shape.windowed_layers, shape.layers)
-    plain, window = (modules.kept(shape, sides, work, trains, seen) for seen in (False, True))
+    plain, window = (modules.kept(shape, sides, work, trains, seen, how) for seen in (False, True))
     layers, enters = plain * (shape.layers - windowed) + window * windowed, row * from_table
-    always = ours.turns(shape, sides, work, 4.0) + enters
+    always = ours.turns(shape, sides, work, 4.0, how) + enters
     last = row * (trains.beside is None and not shape.both_ways)  # a norm's gain is trained
     if trains.beside is not None and not from_table and trains.attention and not training.full:
         always -= 3 * work.tokens * trains.beside.noise_bytes(shape.hidden)
@@ -302,7 +302,7 @@ def _modules(training: Training) -> list[Moment]:
         again = max(plain, window * bool(windowed)) + casts / shape.layers - row * (not shape.both_ways)
         layers, casts = shape.layers * row, 0.0
     found, left = _loss(training, layers + casts + always + last)
-    for name, working in modules.backward(shape, sides, work, trains, _room(training)):
+    for name, working in modules.backward(shape, sides, work, trains, training.how.room):
         deeper = layers + casts + always + left - row + (again if training.full else 0.0)
         found.append(Moment(f"{name} of the last layer", deeper, working))  # a gradient that is stepped at once is no layer's
     return found
@@ -312,7 +312,7 @@ def _forward(training: Training) -> float:
     """A forward pass without a backward one: the widest part of a layer, and under autocast all matrices in 16 bits."""
     shape, half = training.shape, training.half
     size = 2.0 if half else 4.0
-    rows = size * 4 * shape.intermediate + _room(training) * shape.hidden
+    rows = size * 4 * shape.intermediate + training.how.room * shape.hidden
     if shape.experts:
         rows = 4.0 * shape.experts_per_token * (shape.hidden + 4 * shape.intermediate)
     casts = modules.casts(shape) if half and not training.own else 0.0
@@ -327,24 +327,20 @@ def _loss(training: Training, kept: float) -> tuple[list[Moment], float]:
         return [Moment("the loss", kept, 2 * hidden)], 0.0
     rank = _rank(training, "head")
     frozen = bool(training.frozen)
-    logits = logits_bytes(shape.vocab, shape.hidden, work.targets, half, rank, frozen, _room(training))
+    logits = loss_bytes(shape.vocab, shape.hidden, work.targets, training.how, rank, frozen)
     if training.asks == "logps":  # under a head that is trained, the chunks are made again in the backward pass
         name = "the loss" if frozen else "the loss's backward pass"
-        return [Moment(name, kept, 2 * hidden, logits)], 0.0
+        return [Moment(name, kept, 2 * hidden, max(logits.making, logits.back))], 0.0
     low = size * work.targets * rank
     beside = 2 * low + (hidden / 2 if rank and half else 0.0)
     # heads that guess further ahead keep their input and their product, each in the type of products, and a gradient
     ahead = training.ahead * hidden
     left = hidden + ahead + low
     working = 2 * hidden + ahead * (1 + 2 * size / 4) + hidden * bool(ahead) + beside
-    # in room of its own the first chunk's product is made before it becomes the head's gradient
-    first = ours.chunk(shape.vocab, work.targets)[1] == 1 and _room(training) > 0
-    return [Moment("the loss", kept + (left if work.later else 0.0), working, logits, head=float(not first))], left
-
-
-def _room(training: Training) -> float:
-    """Bytes that a product takes beside its result, for each value of that: a processor sums 16 bits up in float32."""
-    return 4.0 if training.half and not training.card else 0.0
+    held = kept + (left if work.later else 0.0)
+    first = logits.chunks == 1  # then the head's gradient is not there before the chunk goes back through the head
+    making = Moment("the loss", held, working, logits.making, head=float(not first))
+    return [making, Moment("the loss", held, working, logits.back)], left
 
 
 def _rank(training: Training, place: Place) -> float:

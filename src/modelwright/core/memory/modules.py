@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import NamedTuple, Protocol
 
 from modelwright.core.estimate import Shape
+from modelwright.core.memory.kernels import PLAIN, How
 from modelwright.core.memory.own import Sides, Work, mask_bytes
 from modelwright.core.memory.weights import total, weights_of
 
@@ -41,19 +42,19 @@ class Trains(NamedTuple):
         return values * (2.0 * readers if half else 4.0)
 
 
-def kept(shape: Shape, sides: Sides, work: Work, trains: Trains, windowed: bool) -> float:
+def kept(shape: Shape, sides: Sides, work: Work, trains: Trains, windowed: bool, how: How = PLAIN) -> float:
     """What a layer keeps for its backward pass."""
-    width, half, fused = sides.width, sides.size == 2.0, shape.both_ways
-    of_token = 2 * 4.0 * width + _norms(shape, sides, trains) + _attention(shape, sides, trains)
+    width, half, fused, together = sides.width, sides.size == 2.0, shape.both_ways, how.attention.together
+    of_token = 2 * 4.0 * width + _norms(shape, sides, trains) + _attention(shape, sides, trains, together)
     if trains.attention:
-        of_token += trains.inputs(width, 1 if fused else 3, half) + _attended(sides, trains, work)
+        of_token += trains.inputs(width, 1 if fused else 3, half) + _attended(sides, trains, work, together)
     if shape.experts:
         of_token += _experts(shape, sides, half)
     else:
         of_token += 3 * sides.size * sides.wide
         if trains.mlp:
             of_token += trains.inputs(width, 1 if fused else 2, half) + _product(sides, trains)
-    masks = sum(text.number * mask_bytes(shape, text, windowed, text.tokens, sides.size) for text in work.texts)
+    masks = 0.0 if together else sum(t.number * mask_bytes(shape, t, windowed, t.tokens, sides.size) for t in work.texts)
     chains = sum(text.number * 2 * sides.size * sides.keys * (text.before + text.tokens) for text in work.texts if text.before)
     return work.tokens * of_token + masks + chains
 
@@ -64,20 +65,20 @@ def _norms(shape: Shape, sides: Sides, trains: Trains) -> float:
     return gains + 4.0 * sides.width * (shape.norms - 2) + 4.0 * shape.norms
 
 
-def _attention(shape: Shape, sides: Sides, trains: Trains) -> float:
+def _attention(shape: Shape, sides: Sides, trains: Trains, together: bool) -> float:
     found = sides.size * (2 * sides.queries + 2 * sides.keys) + 4 * sides.heads
-    if shape.both_ways:  # one product gives all three, and is kept whole
+    if shape.both_ways and not together:  # one product gives all three, and is kept whole
         found += sides.size * (sides.queries + sides.keys)
     if shape.qk_norm:
         found += (sides.queries + sides.keys) * (4.0 + (sides.size if trains.beside is None else 0.0))
     return found
 
 
-def _attended(sides: Sides, trains: Trains, work: Work) -> float:
-    """Input of the matrix behind attention: beside one text it is what attention itself keeps."""
+def _attended(sides: Sides, trains: Trains, work: Work, together: bool) -> float:
+    """Input of the matrix behind attention: beside one text, or where one kernel gives it, it is what attention itself keeps."""
     if trains.beside is not None:
         return trains.beside.kept_bytes(sides.queries, 1, sides.size == 2.0)
-    return sides.size * sides.queries if sum(text.number for text in work.texts) > 1 else 0.0
+    return sides.size * sides.queries if sum(text.number for text in work.texts) > 1 and not together else 0.0
 
 
 def _product(sides: Sides, trains: Trains) -> float:

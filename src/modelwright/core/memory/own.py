@@ -11,12 +11,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from modelwright.core.estimate import Shape
+from modelwright.core.memory.kernels import PLAIN, How
 from modelwright.core.memory.weights import head_width
 
 MOST_WANTED = 0.8
 """Share of positions in the loss from which on the last layer runs for all tokens (`nn/model.py`)."""
-CHUNK_BYTES, CHUNK_POSITIONS = 16 << 20, 192
-"""Logits are made in chunks of at least so many bytes and positions (`nn/logps.py`)."""
 
 
 class Texts(NamedTuple):
@@ -118,16 +117,17 @@ def mask_bytes(shape: Shape, texts: Texts, windowed: bool, asked: float, size: f
     return asked * seen * size
 
 
-def turns(shape: Shape, sides: Sides, work: Work, size: float) -> float:
-    """What all layers share: cosines and sines of the positions, and who sees whom."""
+def turns(shape: Shape, sides: Sides, work: Work, size: float, how: How = PLAIN) -> float:
+    """What all layers share: cosines and sines of the positions, and who sees whom where attention is told so."""
     kinds = 2 if 0 < shape.windowed_layers < shape.layers and (shape.norms > 2 or shape.both_ways) else 1
     masks = sum(text.number * mask_bytes(shape, text, shape.windowed_layers > 0, text.tokens, 1.0) for text in work.texts)
-    return 2 * size * work.tokens * kinds * sides.queries / sides.heads + masks
+    return 2 * size * work.tokens * kinds * sides.queries / sides.heads + (0.0 if how.attention.together else masks)
 
 
-def kept(shape: Shape, sides: Sides, work: Work, few: bool, windowed: bool) -> tuple[float, float]:
+def kept(shape: Shape, sides: Sides, work: Work, few: bool, windowed: bool, how: How = PLAIN) -> tuple[float, float]:
     """What a layer keeps: (all of it, what is still there when attention goes back). `few`: it is the last one, and runs for
-    the wanted positions alone."""
+    the wanted positions alone, document by document."""
+    together = how.attention.together and not few
     tokens, size = work.tokens, sides.size
     asked = work.wanted if few else tokens
     before = 4 * tokens * (sides.width + 1) + (2 * size * asked * sides.queries / sides.heads if few else 0.0)
@@ -140,11 +140,12 @@ def kept(shape: Shape, sides: Sides, work: Work, few: bool, windowed: bool) -> t
     for texts in work.texts:
         if not few or texts.wanted:
             pieces += texts.number
+        if (not few or texts.wanted) and not together:
             before += texts.number * mask_bytes(shape, texts, windowed, texts.wanted if few else texts.tokens, size)
             if texts.before:
                 before += texts.number * size * 2 * sides.keys * (texts.before + texts.tokens)
     after = 4 * asked * (sides.width + 1) + 2 * size * asked * sides.wide
-    if pieces > 1:
+    if pieces > 1 and not together:
         after += size * asked * sides.queries
     if shape.norms > 2:
         after += 2 * (size * asked * sides.width + 4 * asked)
@@ -152,46 +153,49 @@ def kept(shape: Shape, sides: Sides, work: Work, few: bool, windowed: bool) -> t
 
 
 def backward(
-    shape: Shape, sides: Sides, work: Work, few: bool, room: float, ranks: tuple[float, float] | None
+    shape: Shape, sides: Sides, work: Work, few: bool, how: How, ranks: tuple[float, float] | None
 ) -> list[tuple[str, float, float]]:
     """(moment, bytes, share of the layer's gradients that are there) in the backward pass of a layer, beside what it keeps.
-    `room`: bytes that a product takes for each value of its result; `ranks`: of what an adapter puts beside attention's and the
-    MLP's matrices; None: the matrices themselves are trained."""
+    `ranks`: of what an adapter puts beside attention's and the MLP's matrices; None: the matrices themselves are trained."""
     asked = work.wanted if few else work.tokens
-    half = sides.size == 2.0
-    size, row, mlp, matrix = sides.size, asked * sides.width, sides.size * asked * sides.wide, sides.width * sides.wide
-    casts = 2 * matrix * half + max(room * asked * sides.wide, (2 * half + room) * matrix * (ranks is None))
+    half, trains = sides.size == 2.0, ranks is None
+    size, row, mlp = sides.size, asked * sides.width, sides.size * asked * sides.wide
     beside_attention, beside_mlp = (2 * size * asked * rank for rank in ranks or (0.0, 0.0))
     outer = shape.norms > 2  # what attention and the MLP add is normed, too
+    norm, share = how.slope(asked, sides.width), 1 / 4 if trains else 0.0
+    cast = 2 * sides.width * sides.wide * half
+    down = cast + max(how.product(asked, sides.width, sides.wide), trains * how.formed(sides.width, sides.wide, asked))
+    up = cast + max(how.product(asked, sides.wide, sides.width), trains * how.formed(sides.wide, sides.width, asked))
     arrives = 4 * row + (2 * row if half else 4 * row * outer)
     middle = arrives + 2 * mlp + 2 * size * row
-    out = 2 * row * half + (size + room) * asked * sides.queries + beside_attention
-    share = 1 / 4 if ranks is None else 0.0
+    out = 2 * row * half + size * asked * sides.queries + beside_attention + 2 * sides.width * sides.queries * half
+    out += max(how.product(asked, sides.width, sides.queries), trains * how.formed(sides.width, sides.queries, asked))
+    last = max(norm, 4 * row + out) if outer else out
+    # kernels of our own make both slopes at once, when the product has gone
+    first = max(2 * mlp + down, 3 * mlp) if how.slopes else 3 * mlp + down
     return [
-        ("the MLP's backward pass", arrives + 3 * mlp + casts + beside_mlp, share),
-        ("the backward pass of the norm before the MLP", middle + max(12 * row, beside_mlp), 3 * share),
-        ("the backward pass of attention's output", middle + 4 * row + max(out, 12 * row * outer), 3 * share),
+        ("the MLP's backward pass", arrives + first + beside_mlp, share),
+        ("the backward pass of the MLP's first products", middle + up + beside_mlp, 3 * share),
+        ("the backward pass of the norm before the MLP", middle + norm, 3 * share),
+        ("the backward pass of attention's output", middle + 4 * row + last, 3 * share),
     ]
 
 
-def attention_backward(sides: Sides, work: Work, few: bool) -> float:
-    """Gradients of queries, keys and values, document by document and then whole, behind that of what attention gave."""
+def attention_backward(sides: Sides, work: Work, few: bool, how: How = PLAIN) -> float:
+    """Gradients of queries, keys and values behind that of what attention gave: once where one kernel makes them, else document
+    by document and then whole."""
     tokens = work.tokens
     asked = work.wanted if few else tokens
-    return 4 * asked * sides.width + sides.size * (3 * asked * sides.queries + 2 * tokens * sides.keys)
+    stream, keys = 4 * asked * sides.width, 2 * tokens * sides.keys
+    if how.attention.together and not few:
+        return stream + sides.size * (2 * asked * sides.queries + keys) + how.attention.scratch
+    return stream + sides.size * (3 * asked * sides.queries + keys)
 
 
-def entrance_backward(sides: Sides, work: Work, few: bool) -> float:
+def entrance_backward(sides: Sides, work: Work, few: bool, how: How = PLAIN) -> float:
     """The norm before attention, which runs for all tokens, with what enters it; gradients of queries, keys and values are there
-    twice, as they came and in order."""
+    twice where they came document by document, as they came and in order."""
     row = work.tokens * sides.width
     asked = work.wanted if few else work.tokens
-    came = sides.size * (asked * sides.queries + 2 * work.tokens * sides.keys)
-    return 4 * (row + work.tokens) + 4 * row + 2 * came + 2 * sides.size * row + 12 * row
-
-
-def chunk(vocab: float, positions: float) -> tuple[float, float]:
-    """(positions of a chunk of logits, chunks), as `nn/logps.py` cuts them."""
-    most = max(1, max(CHUNK_BYTES, 4 * vocab * CHUNK_POSITIONS) // (4 * vocab))
-    count = -(-positions // most)
-    return -(-positions // max(count, 1)), count
+    came = sides.size * (asked * sides.queries + 2 * work.tokens * sides.keys) * (1 if how.attention.together and not few else 2)
+    return 4 * (row + work.tokens) + 4 * row + came + 2 * sides.size * row + how.slope(work.tokens, sides.width)
