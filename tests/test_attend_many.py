@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from itertools import accumulate
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
+from torch.utils.checkpoint import checkpoint
 
+from modelwright.core.memory.kernels import scratch_bytes
 from modelwright.nn.attention import Layout, Segment, by_document, plain, together
 
 many = pytest.importorskip("modelwright.nn._attend_many", reason="for processors with AVX-512", exc_type=ImportError)
@@ -99,3 +102,33 @@ def test_what_it_does_not_take() -> None:
     assert together(*given, Layout([Segment(0, 9)]), None, None) is not None
     narrow, exact = [part[..., :8] for part in given], [part.double() for part in given]
     assert all(together(*some, Layout([Segment(0, 9)]), None, None) is None for some in (narrow, exact))
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_the_plan_knows_its_scratch_memory(dtype: torch.dtype) -> None:
+    half, per = dtype == torch.bfloat16, 2 if dtype == torch.bfloat16 else 1
+    for longest, width in ((1, 16), (64, 64), (333, 80), (2000, 128)):
+        assert scratch_bytes(longest, width, half) == -(-many._backward_bytes(longest, width, per) // 64) * 64
+
+
+@pytest.mark.skipif(not many.HAS_HALF, reason="products in bfloat16")
+def test_what_autocast_leaves_of_several_types_runs_in_its_own() -> None:
+    """transformers' rotary positions leave queries and keys in float32 there, and values in bfloat16."""
+    given = [part.detach() for part in drawn(torch.float32, 4, 2, 32)]
+    given[2] = given[2].bfloat16()
+    layout = Layout(
+        [Segment(start, start + length) for start, length in zip(accumulate([0, *LENGTHS[:-1]]), LENGTHS, strict=True)]
+    )
+    with torch.autocast("cpu", torch.bfloat16):
+        found = together(*given, layout, 0.3, None)
+        wanted = by_document(*given, layout, None, lambda *parts: plain(*parts, scaling=0.3))
+    assert found is not None and found.dtype == wanted.dtype == torch.bfloat16
+    assert float((found - wanted).float().norm() / wanted.float().norm()) < ALLOWED[torch.bfloat16]
+
+
+def test_it_is_computed_again_where_layers_are() -> None:
+    given = drawn(torch.float32, 4, 2, 32)
+    once = many.attended(*given, LENGTHS, 0.3)
+    again = checkpoint(many.attended, *given, LENGTHS, 0.3, use_reentrant=False)
+    wanted, found = (torch.autograd.grad(out.square().sum(), given) for out in (once, again))
+    assert all(torch.equal(one, other) for one, other in zip(wanted, found, strict=True))

@@ -302,9 +302,15 @@ _forward = numba.cfunc(types.void(types.CPointer(types.int64)), **_options)(_for
 _backward = numba.cfunc(types.void(types.CPointer(types.int64)), **_options)(_backward_share)
 
 
+def _dtype(query_THC: Tensor) -> torch.dtype:
+    """In which it runs: autocast, whose rotary positions are in float32, casts what enters attention."""
+    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else query_THC.dtype
+
+
 def fits(query_THC: Tensor) -> bool:
     """Whether attention of these queries can run here."""
-    known = query_THC.dtype == torch.float32 or (HAS_HALF and query_THC.dtype == torch.bfloat16)
+    dtype = _dtype(query_THC)
+    known = dtype == torch.float32 or (HAS_HALF and dtype == torch.bfloat16)
     return known and query_THC.device.type == "cpu" and query_THC.shape[-1] % LANES == 0
 
 
@@ -358,11 +364,12 @@ class _Attend(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_THC: Tensor) -> Any:
-        query_THC, key_TKC, value_TKC = ctx.saved_tensors[:3]
+        saved = ctx.saved_tensors  # once: under recomputation they can be had no second time
+        query_THC, key_TKC, value_TKC = saved[:3]
         grads = [torch.empty_like(tensor) for tensor in (query_THC, key_TKC, value_TKC)]
         size = _backward_bytes(ctx.longest, query_THC.shape[-1], 4 // query_THC.element_size())
         pieces = len(ctx.spans_D2) * key_TKC.shape[1]
-        given = (*ctx.saved_tensors, grad_THC.contiguous(), *grads)
+        given = (*saved, grad_THC.contiguous(), *grads)
         _run(_backward.address, size, pieces, ctx.spans_D2, ctx.terms, given)
         return *grads, None, None
 
@@ -384,5 +391,6 @@ def attended(
     far = spans[0][1] if window is None else window
     terms = (query_THC.shape[-1] ** -0.5 if scaling is None else scaling, far, far - 1 if both else 0)
     apply: Any = _Attend.apply
-    out_THC: Tensor = apply(query_THC.contiguous(), key_TKC.contiguous(), value_TKC.contiguous(), spans, terms)
+    given = (tensor.to(_dtype(query_THC)).contiguous() for tensor in (query_THC, key_TKC, value_TKC))
+    out_THC: Tensor = apply(*given, spans, terms)
     return out_THC
