@@ -144,7 +144,12 @@ def train(job: dict[str, Any], folder: Path, ranks: Any = None, steps: int | Non
         optimizers(job, spread),
         lambda step, steps: 1.0,
         loss,
-        Settings(job.get("micro_tokens", 40), dtype, 1.0, 1, 1e9, validate_every=25),
+        Settings(
+            *(job.get("micro_tokens", 40), dtype, 1.0, 1, 1e9),
+            validate_every=job.get("validate_every", 25),
+            keep_best=job.get("keep_best", False),
+            average=job.get("average", 0.0),
+        ),
         folder / "checkpoint",
         prepare,
         objective.whole_step,

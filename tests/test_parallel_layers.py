@@ -27,6 +27,8 @@ TWO: dict[str, dict[str, Any]] = {
     "pipeline": {"sizes": PIPELINE, **SMALL},
     "pipeline untied": {"sizes": PIPELINE, "tied": False, **SMALL, **SHORT},
     "pipeline dpo": {"sizes": PIPELINE, "objective": "dpo", **SMALL, **SHORT},
+    "pipeline average": {"sizes": PIPELINE, "average": 0.9, "validate_every": 2, "keep_best": True, **SMALL, **SHORT},
+    "tensor schedule-free": {"sizes": TENSOR, "optimizer": "schedule_free", "validate_every": 2, "keep_best": True, **SHORT},
     "pipeline gemma3 lora": {"sizes": PIPELINE, "family": "gemma3_text", "rank": 4, **SMALL, **SHORT},
 }
 FOUR: dict[str, dict[str, Any]] = {

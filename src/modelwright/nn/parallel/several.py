@@ -132,6 +132,8 @@ class Several(Spread):
 
     def within(self, compute: Callable[[], T]) -> T:
         found: T = self.root(compute)
+        if isinstance(self.root, FSDPModule) and not torch.is_grad_enabled():
+            self.root.reshard()  # no backward pass comes to do it, and averages of weights may go before the next pass
         return found
 
     def idle(self, batch: Packed, dtype: torch.dtype) -> None:
