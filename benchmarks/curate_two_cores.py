@@ -1,9 +1,9 @@
 """One curation (exact duplicates, Unicode repair, personal data, Gopher's filters, MinHash) of the machine's own text with one
-process and with two workers, wall-clock seconds with the start of the workers; the same bytes have to come out. Medians of runs
-one after the other, in turns. 400 MB last about a minute on one core, so that starting weighs as little as it does in earnest.
+process and with two, wall-clock seconds with the second one's start; the same bytes have to come out. Medians of runs one after
+the other, in turns. 400 MB last about a minute on one core, so that starting weighs as little as it does in earnest.
 
-Seconds of the wall mislead on a machine that does other things, too; so the processor's are told beside them: what the command
-itself takes of them bounds what more workers can win.
+Seconds of the wall mislead on a machine that does other things, too; so the processor's are told beside them: of the command,
+which reads, works on chunks where it would wait, and puts together what comes out, and of the process beside it.
 
 `python -m benchmarks curate_two_cores [--megabytes 400] [--repeats 3]`
 """
@@ -77,8 +77,8 @@ def main() -> dict[str, float]:
         )
     )
     same = len({run.digest for runs in found.values() for run in runs}) == 1
-    print(f"{size / 1e6:.1f} MB, {documents} documents: one process {one:.1f} s, two workers {two:.1f} s, their start included")
-    print(f"processor: one process {alone:.1f} s; two workers {working:.1f} s, and the command that feeds them {command:.1f} s")
+    print(f"{size / 1e6:.1f} MB, {documents} documents: one process {one:.1f} s, two {two:.1f} s, the start included")
+    print(f"processor: one process {alone:.1f} s; two: the command {command:.1f} s, the one beside it {working:.1f} s")
     print(f"what came out is {'the same' if same else 'NOT the same'}")
     assert same
     return {

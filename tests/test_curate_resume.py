@@ -63,7 +63,7 @@ def curated(folder: Path, name: str, split: bool = False, sources: int = 1) -> d
         log.close()
     for entry in stats["ledger"]:
         entry.pop("seconds")
-    files = {path.name: path.read_bytes() for path in sorted(out.iterdir()) if path.name != "metrics.jsonl"}
+    files = {path.name: path.read_bytes() for path in sorted(out.iterdir()) if path.name not in ("metrics.jsonl", "journals")}
     return files | {"stats": json.dumps(stats, sort_keys=True)}
 
 
@@ -102,7 +102,9 @@ def test_a_run_goes_on_where_it_was_cut_off(small: Path, monkeypatch: pytest.Mon
     assert len(worked) == chunks + 4
     notes = " ".join(event["text"] for event in read_events(small / "cut" / "metrics.jsonl", "note"))
     assert sum(map(int, re.findall(r"left (\d+) chunks", notes)[-2:])) == written, "two choices, both under way"
-    assert not list((small / "cut").glob("journal-*")) and not list((small / "cut").glob("waiting-*"))
+    assert not list((small / "cut").glob("waiting-*"))
+    worked.clear()
+    assert curated(small, "cut", split, sources) == whole and not worked, "killed while its files are hashed"
 
 
 def test_another_recipe_does_not_read_the_journal(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,7 +216,7 @@ def test_kill_minus_nine(tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text(RECIPE)
     ended(command(tmp_path, "cut", 15), (-signal.SIGKILL,))
     (part,) = (tmp_path / "cut" / "records").glob("*.part")
-    assert (part / "journal-0").stat().st_size > 1000
+    assert (part / "journals" / "journal-0").stat().st_size > 1000
     both = [command(tmp_path, "cut", 0), command(tmp_path, "whole", 0)]
     for running in both:
         ended(running, (0,))

@@ -56,6 +56,10 @@ class _Frame(NamedTuple):
     data_bytes: int
 
 
+JOURNALS = "journals"
+"""The folder of them, in that of the stage."""
+
+
 class Journals:
     """All of one run. `identity`: of everything that the chunks and their results depend on."""
 
@@ -72,12 +76,6 @@ class Journals:
     def close(self) -> None:
         for journal in self._all:
             journal.close()
-
-    def remove(self) -> None:
-        """The run has ended, and nothing goes on from here."""
-        self.close()
-        for path in self._folder.glob("journal-*"):
-            path.unlink()
 
 
 class Journal:
@@ -131,6 +129,7 @@ class Journal:
 
     def write(self, number: int, result: Any, lines: bytes) -> Place:
         if self._file is None:
+            self._path.parent.mkdir(exist_ok=True)
             self._file = self._path.open("wb")
             self._file.write(self._identity)
         meta = pickle.dumps(result, protocol=5)

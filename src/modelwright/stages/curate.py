@@ -27,7 +27,7 @@ from modelwright.methods.sources import SOURCES, Source
 from modelwright.methods.steps import STEPS, Choosing, Drop, Numbers, Step
 from modelwright.stages._curate_cost import Cost, cost, held_bytes, work_s, workers_for
 from modelwright.stages._curate_flow import CHUNK_BYTES, CHUNK_ROWS, Cluster, Flow, How, chunked
-from modelwright.stages._curate_journal import Journals
+from modelwright.stages._curate_journal import JOURNALS, Journals
 from modelwright.stages._curate_ledger import Entry, Ledger, Reading
 from modelwright.stages._curate_parts import Measured, Parts, histogram
 from modelwright.stages._curate_rows import Held
@@ -69,6 +69,7 @@ class Curate(Stage):
     produces: ClassVar[str] = "records"
     works: ClassVar[bool] = True
     resumes: ClassVar[bool] = True
+    scratch: ClassVar[tuple[str, ...]] = (JOURNALS,)
 
     kind: Literal["curate"] = "curate"
     source: Annotated[
@@ -259,9 +260,8 @@ class Curate(Stage):
         for left in run.out.glob("waiting-*"):  # by a run that was killed
             left.unlink()
         made_by = (metadata.version("modelwright"), CHUNK_BYTES, CHUNK_ROWS)
-        with closing(Journals(run.out, [self.model_dump(mode="json"), run.seed, made_by])) as journals:
+        with closing(Journals(run.out / JOURNALS, [self.model_dump(mode="json"), run.seed, made_by])) as journals:
             yield journals
-            journals.remove()
 
     def _made(self, opened: _Opened, run: Run, ledger: Ledger, how: How) -> dict[str, Measured]:
         chunks, counts = self._chunks(opened, run, ledger)
