@@ -12,6 +12,8 @@ times faster training is with the trick than without, `memory` its peak over the
 - head: without it, logits of all tokens in one piece are kept for the backward pass (so the last layer runs for all, too)
 - own_forward: without it, transformers' modules and autograd (so the last layer runs for all, too)
 - lora_own_forward: the same under LoRA
+- one_kernel: without it, attention document by document with torch's kernel
+- pieces: without them, what lies between products as single operations of torch
 - shared_prompt: without it, both answers of a pair carry their prompt
 - denormals: without it, numbers below 1.2e-38 are computed with; random weights give few, sharp attention many
 - huge_pages, spinning: without them, torch's and OpenMP's own defaults
@@ -120,6 +122,20 @@ def transformers_forward() -> None:
     replaced.__init__ = lambda self, model, own=True: given(self, model, own=False)
 
 
+def no_one_kernel() -> None:
+    from modelwright.nn import attention
+
+    replaced: Any = attention
+    replaced._many = lambda: None
+
+
+def no_pieces() -> None:
+    from modelwright.nn import fused
+
+    replaced: Any = fused
+    replaced._for_processors = lambda: None
+
+
 def prompts_apart() -> None:
     from modelwright.nn import rows
 
@@ -144,6 +160,8 @@ TRICKS = {
     "head": Trick("sft", whole_head),
     "own_forward": Trick("sft", transformers_forward),
     "lora_own_forward": Trick("lora", transformers_forward),
+    "one_kernel": Trick("sft", no_one_kernel),
+    "pieces": Trick("sft", no_pieces),
     "shared_prompt": Trick("dpo", prompts_apart),
     "denormals": Trick("sft", no_flush),
     **EARLY,
