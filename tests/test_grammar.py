@@ -261,10 +261,10 @@ def test_what_cannot_be_followed_is_refused(native: Engine, constraint: Constrai
     assert why in error.value.why and len(str(error.value)) < 700
 
 
-def test_adapters_are_refused_where_there_are_none(llamacpp: Engine) -> None:
-    assert {"rules", "constrain"} <= llamacpp.capabilities and "adapters" not in llamacpp.capabilities
+def test_an_adapter_that_nobody_loaded_is_refused(llamacpp: Engine) -> None:
+    assert {"rules", "constrain", "adapters"} <= llamacpp.capabilities
     with pytest.raises(UserError, match="adapter 'mine'"):
-        llamacpp.submit(Request([5], adapter="mine"))
+        llamacpp.generate([Request([5], adapter="mine")])
 
 
 def test_the_package_is_named_where_it_is_absent(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -302,7 +302,7 @@ def _modules(training: Training) -> list[Moment]:
         again = max(plain, window * bool(windowed)) + casts / shape.layers - row * (not shape.both_ways)
         layers, casts = shape.layers * row, 0.0
     found, left = _loss(training, layers + casts + always + last)
-    for name, working in modules.backward(shape, sides, work, trains, training.how.room):
+    for name, working in modules.backward(shape, sides, work, trains, training.how):
         deeper = layers + casts + always + left - row + (again if training.full else 0.0)
         found.append(Moment(f"{name} of the last layer", deeper, working))  # a gradient that is stepped at once is no layer's
     return found

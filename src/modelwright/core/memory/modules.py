@@ -98,9 +98,8 @@ def casts(shape: Shape) -> float:
     return 2.0 * total(weight for weight in weights_of(shape) if weight.place in ("attention", "mlp"))
 
 
-def backward(shape: Shape, sides: Sides, work: Work, trains: Trains, room: float) -> list[tuple[str, float]]:
-    """(moment, bytes) in the backward pass of a layer, beside what it keeps. `room`: bytes that a product takes for each value of
-    its result."""
+def backward(shape: Shape, sides: Sides, work: Work, trains: Trains, how: How) -> list[tuple[str, float]]:
+    """(moment, bytes) in the backward pass of a layer, beside what it keeps."""
     tokens, size = work.tokens, sides.size
     row, mlp = 4 * tokens * sides.width, size * tokens * sides.wide
     if shape.experts:
@@ -115,12 +114,12 @@ def backward(shape: Shape, sides: Sides, work: Work, trains: Trains, room: float
     matrix = sides.width * sides.wide * (4.0 if size == 4 else 6.0) * (trains.beside is None)
     product = tokens * _product(sides, trains) if trains.mlp else 0.0
     found = [
-        ("the MLP's last product backward", row + mlp + max(matrix, room * mlp / size) + (row / 2 if size == 2 else 0.0)),
+        ("the MLP's last product backward", row + mlp + max(matrix, how.product(tokens, sides.width, sides.wide)) + (row / 2 if size == 2 else 0.0)),
         ("the MLP's gate backward", row + 3 * mlp - product),
     ]
     if trains.beside is not None and trains.beside.noise_bytes(sides.wide):  # the product is there beside what is made of it
-        wide = 4 * tokens * sides.wide if size == 2 else 0.0  # noise is in float32, and for it the product, too
-        found.append(("the MLP's last product", 5 * row + mlp + wide + room * tokens * sides.width))
+        wide = row + 4 * tokens * sides.wide if size == 2 else 0.0  # noise is in float32, and so are its product and the input
+        found.append(("the MLP's last product", 5 * row + mlp + wide + how.product(tokens, sides.wide, sides.width)))
     return found
 
 
