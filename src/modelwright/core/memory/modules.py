@@ -113,8 +113,9 @@ def backward(shape: Shape, sides: Sides, work: Work, trains: Trains, how: How) -
         ]
     matrix = sides.width * sides.wide * (4.0 if size == 4 else 6.0) * (trains.beside is None)
     product = tokens * _product(sides, trains) if trains.mlp else 0.0
+    formed = max(matrix, how.product(tokens, sides.width, sides.wide))
     found = [
-        ("the MLP's last product backward", row + mlp + max(matrix, how.product(tokens, sides.width, sides.wide)) + (row / 2 if size == 2 else 0.0)),
+        ("the MLP's last product backward", row + mlp + formed + (row / 2 if size == 2 else 0.0)),
         ("the MLP's gate backward", row + 3 * mlp - product),
     ]
     if trains.beside is not None and trains.beside.noise_bytes(sides.wide):  # the product is there beside what is made of it
