@@ -121,7 +121,7 @@ def activation_bytes(shape: Shape, half: bool, own: bool = True, full: bool = Fa
     return (shape.layers * 4.0 * shape.hidden if full else (shape.layers - 1) * layer / 1024) + layer / 1024
 
 
-ROOM_BYTES, HALF_ROOM_BYTES = 0.9e9, 0.75e9
+ROOM_BYTES, HALF_ROOM_BYTES = 0.9e9, 0.7e9
 """For activations of a micro-batch, in 32 bits and in 16: larger ones are no faster on a processor."""
 
 
