@@ -11,30 +11,16 @@ the memory first.
 from __future__ import annotations
 
 import ctypes
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from llvmlite import ir
 from torch import Tensor
 
-from modelwright.nn._gemv import (
-    FLOAT,
-    INT,
-    LANES,
-    LONG,
-    ROWS,
-    VECTOR,
-    block,
-    claim,
-    fused_of,
-    launch,
-    loaded,
-    switched,
-    team_size,
-)
-from modelwright.nn._numbers import LOOSE, float_bits, floats, intrinsic, longs, numba, real, types
+from modelwright.nn._gemv import LANES, ROWS, block, claim, launch, team_size
+from modelwright.nn._numbers import LOOSE, float_bits, floats, kernel, longs, numba, real, types
 from modelwright.nn._small import exp
+from modelwright.nn._tiles import multiply
 from modelwright.nn.attend import Plan, Terms
 from modelwright.nn.memory import Shared
 
@@ -47,10 +33,7 @@ _PLACES = (
 _Job = ctypes.c_int64 * len(_PLACES)
 
 
-_kernel = numba.njit(fastmath=LOOSE, error_model="numpy")
-
-
-@_kernel
+@kernel
 def _score(query, keys, scores, first, last, group, width, row_scores):  # type: ignore[no-untyped-def]
     """Of keys `first` to `last`, into the places of these numbers."""
     whole = first + (last - first) // 4 * 4
@@ -80,7 +63,7 @@ def _most(scores_T):  # type: ignore[no-untyped-def]
     return most
 
 
-@_kernel
+@kernel
 def _probable(scores_T, scaling):  # type: ignore[no-untyped-def]
     """Softmax in place, without the division; returns what to divide by."""
     most, total = _most(scores_T), np.float32(0.0)
@@ -91,68 +74,14 @@ def _probable(scores_T, scaling):  # type: ignore[no-untyped-def]
     return total
 
 
-def _weighted(build: Any, given: Any, rows: int, vectors: int) -> None:
-    """out[rows, columns] += prob[rows, count] @ value[count, columns], a few vectors of columns."""
-    prob, value, out, count, row_scores, width = given[:6]
-    prob, value, out = (build.inttoptr(address, FLOAT.as_pointer()) for address in (prob, value, out))
-    fused = fused_of(build)
-    columns = [ir.Constant(LONG, LANES * at) for at in range(vectors)]
-    outs = [
-        [build.gep(out, [build.add(build.mul(width, ir.Constant(LONG, row)), column)]) for column in columns]
-        for row in range(rows)
-    ]
-    begun = [[loaded(build, at, FLOAT) for at in row] for row in outs]
-    before, loop, after = build.block, build.append_basic_block("loop"), build.append_basic_block("after")
-    build.branch(loop)
-    build.position_at_end(loop)
-    place = build.phi(LONG)
-    place.add_incoming(ir.Constant(LONG, 0), before)
-    sums = [[build.phi(VECTOR) for _ in row] for row in outs]
-    start = build.mul(place, width)
-    values = [loaded(build, build.gep(value, [build.add(start, column)]), FLOAT) for column in columns]
-    found = []
-    for row in range(rows):
-        at = build.gep(prob, [build.add(place, build.mul(row_scores, ir.Constant(LONG, row)))])
-        none = ir.Constant(VECTOR, ir.Undefined)
-        first = build.insert_element(none, build.load(at), ir.Constant(INT, 0))
-        same = build.shuffle_vector(first, none, ir.Constant(ir.VectorType(INT, LANES), [0] * LANES))
-        for vector, old, held in zip(values, begun[row], sums[row], strict=True):
-            held.add_incoming(old, before)
-            found.append(build.call(fused, [same, vector, held]))
-            held.add_incoming(found[-1], loop)
-    following = build.add(place, ir.Constant(LONG, 1))
-    place.add_incoming(following, loop)
-    build.cbranch(build.icmp_signed("<", following, count), loop, after)
-    build.position_at_end(after)
-    for at, vector in zip((at for row in outs for at in row), found, strict=True):
-        build.store(vector, build.bitcast(at, VECTOR.as_pointer())).align = 4
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def _add_weighted(
-    typing: Any, prob: Any, value: Any, out: Any, count: Any, row_scores: Any, width: Any, rows: Any, wide: Any
-) -> Any:
-    """One of them, by the number of rows and whether four vectors of columns are taken or one."""
-
-    def code(context: Any, build: Any, signature: Any, given: Any) -> Any:
-        cases = {2 * rows + wide: (rows, 4 if wide else 1) for rows in range(1, ROWS + 1) for wide in (0, 1)}
-        switched(build, build.add(build.mul(given[6], ir.Constant(LONG, 2)), given[7]), given, cases, _weighted)
-        return context.get_dummy_value()
-
-    return types.void(*[types.int64] * 8), code
-
-
-@_kernel
+@kernel
 def _add_values(prob, value, out, count, group, width, row_scores):  # type: ignore[no-untyped-def]
-    wide = 1 if width % (4 * LANES) == 0 else 0
-    for row in range(0, group, ROWS):
-        rows = min(ROWS, group - row)
-        for column in range(0, width, 4 * LANES if wide else LANES):
-            at = out + (row * width + column) * 4
-            _add_weighted(prob + row * row_scores * 4, value + column * 4, at, count, row_scores, width, rows, wide)
+    """out[group, width] += prob[group, count] @ value[count, width]."""
+    row = width * 4
+    multiply(prob, row_scores * 4, group, value, row, out, row, width, count, 1, 0)
 
 
-@_kernel
+@kernel
 def _piece(job, token, head, scores):  # type: ignore[no-untyped-def]
     """One new token and one key head."""
     tokens, kv_heads, group, width, row_scores = job[_TOKENS], job[_KV_HEADS], job[_GROUP], job[_WIDTH], job[_ROW_SCORES]

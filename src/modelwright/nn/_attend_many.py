@@ -41,6 +41,8 @@ from modelwright.nn._numbers import (
 from modelwright.nn._small import exp
 from modelwright.nn._tiles import HAS_HALF, multiply, pair, turn_over
 
+if LANES != 16:
+    raise ImportError("this kernel is for processors with AVX-512")
 _QUERIES, _KEYS = 64, 96
 """Of a block."""
 _NOWHERE, _NO_SCORE = np.float32(-1e30), np.float32(-2e30)

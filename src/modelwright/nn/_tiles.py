@@ -1,6 +1,6 @@
 """Products of matrices that lie in the cache, and the forms of their sides, for kernels built with numba's compiler.
 
-Sums of six rows and four vectors of columns stay in registers. Products run in float32, or in bfloat16 with float32 sums where
+Sums of a few rows and four vectors of columns stay in registers. Products run in float32, or in bfloat16 with float32 sums where
 the processor has them in hardware (AVX512-BF16). The left side is taken from memory in units of 32 bits (one float32 number or
 two bfloat16 ones that lie side by side), the right side in vectors of such units, hence two forms of every matrix: its rows
 paired, and turned over.
@@ -15,16 +15,14 @@ from typing import Any
 import numpy as np
 from llvmlite import binding, ir
 
-from modelwright.nn._gemv import FLOAT, INT, LANES, LONG, VECTOR, codegen, fused_of, loaded, switched
+from modelwright.nn._gemv import FLOAT, INT, LANES, LONG, ROWS, VECTOR, codegen, fused_of, loaded, switched
 from modelwright.nn._numbers import halves, intrinsic, kernel, numba, types, wholes
 
-if LANES != 16:
-    raise ImportError("these kernels are for processors with AVX-512")
 binding.initialize_native_asmparser()
 HAS_HALF = "+avx512bf16" in codegen.get_host_cpu_features().split(",")
 """Whether this processor multiplies bfloat16."""
-_ROWS, _WIDE = 6, 4
-"""Of a product: rows and vectors of columns whose sums fill the registers."""
+_WIDE = 4
+"""Vectors of columns whose sums, of `ROWS` rows, fill the registers."""
 _UNITS = ir.VectorType(INT, LANES)
 
 
@@ -95,7 +93,7 @@ def _product(
     def code(context: Any, build: Any, signature: Any, given: Any) -> Any:
         cases = {
             4 * rows + 2 * half + wide: (rows, half, _WIDE if wide else 1)
-            for rows in range(1, _ROWS + 1)
+            for rows in range(1, ROWS + 1)
             for half in range(1 + HAS_HALF)
             for wide in (0, 1)
         }
@@ -109,11 +107,13 @@ def _product(
 
 @kernel
 def multiply(left, left_row, rows, right, right_row, out, out_row, columns, units, onto, half):  # type: ignore[no-untyped-def]
+    """out[rows, columns] = (or, with `onto`, +=) left[rows, units] @ right[units, columns], by addresses and by the bytes of
+    their rows; at least one unit, and whole vectors of columns."""
     at = 0
     while at < columns:
         wide = 1 if columns - at >= _WIDE * LANES else 0
-        for row in range(0, rows, _ROWS):
-            count = min(_ROWS, rows - row)
+        for row in range(0, rows, ROWS):
+            count = min(ROWS, rows - row)
             place = out + row * out_row + at * 4
             _product(left + row * left_row, left_row, right + at * 4, right_row, place, out_row, units, onto, count, half, wide)
         at += _WIDE * LANES if wide else LANES
