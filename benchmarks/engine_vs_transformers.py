@@ -32,6 +32,7 @@ from statistics import median
 from typing import Any, NamedTuple
 
 from benchmarks._training import SHAPE, VOCAB
+from modelwright.core import environment
 
 LENGTH = 2048
 SHARED, OWN, ANSWERS, REQUESTS = 256, (8, 48), (8, 64), 32
@@ -229,6 +230,7 @@ def cache_bytes(decoder: Any) -> int:
 
 def work(folder: str, threads: int) -> dict[str, float]:
     """The largest resident memory of all steps, and the most keys and values."""
+    environment.prepare()
     import torch
     from transformers import LlamaForCausalLM
 
@@ -252,6 +254,7 @@ def work(folder: str, threads: int) -> dict[str, float]:
 
 def main() -> dict[str, float]:
     """Print the table; returns the four figures."""
+    environment.prepare()  # as the command and the engine's own process do
     import torch
 
     from modelwright.nn.model import has_bf16

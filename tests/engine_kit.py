@@ -28,6 +28,9 @@ SIZES = {
     "initializer_range": 0.1,
     "bos_token_id": None,
 }
+PROMPTS = [list(range(10, 60)), list(range(10, 45)), [7, 8, 9], list(range(10, 60))]
+"""Tokens: two are equal, one begins as they do, one is short."""
+PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
 def tokenizer(pre: str = "smollm") -> Any:
@@ -69,4 +72,19 @@ def folder(path: Path, pre: str = "smollm", kind: str = "Llama", **sizes: Any) -
     words = tokenizer(pre)
     model(kind, len(words), **sizes).save_pretrained(path)
     words.save_pretrained(path)
+    return path
+
+
+def adapter(path: Path, base: Any, seed: int, **settings: Any) -> Path:
+    """A LoRA of the model `base` as PEFT saves it, with weights far from zero."""
+    import peft
+    import torch
+
+    torch.manual_seed(seed)
+    made = peft.get_peft_model(base, peft.LoraConfig(task_type="CAUSAL_LM", **settings))
+    with torch.no_grad():
+        for name, weight in made.named_parameters():
+            if "lora_" in name:
+                weight.normal_(std=0.15)
+    made.save_pretrained(path)
     return path

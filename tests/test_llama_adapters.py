@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-import torch
 
 from modelwright.core.errors import UserError
 from modelwright.core.events import Log
@@ -22,23 +21,7 @@ from tests import engine_kit as kit
 
 pytest.importorskip("xllamacpp")
 
-PROMPTS = [list(range(10, 60)), list(range(10, 45)), [7, 8, 9], list(range(10, 60))]
-ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 FAMILIES = {"Llama": {}, "Qwen3": {"head_dim": 16}}
-
-
-def made(path: Path, base: Any, seed: int, **settings: Any) -> Path:
-    """An adapter as PEFT saves it, with weights far from zero."""
-    import peft
-
-    torch.manual_seed(seed)
-    model = peft.get_peft_model(base, peft.LoraConfig(task_type="CAUSAL_LM", **settings))
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if "lora_" in name:
-                weight.normal_(std=0.15)
-    model.save_pretrained(path)
-    return path
 
 
 class Bench(NamedTuple):
@@ -59,9 +42,9 @@ def bench(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         return kit.model(kind, len(kit.tokenizer()), **FAMILIES[kind])
 
     adapters = {
-        "all": made(base / "all", model(), 1, r=4, lora_alpha=8, target_modules=ALL),
-        "few": made(base / "few", model(), 2, r=2, lora_alpha=2, target_modules=["q_proj", "down_proj"], use_rslora=True),
-        "uneven": made(base / "uneven", model(), 3, r=3, target_modules=["k_proj", "up_proj"], rank_pattern={"up_proj": 6},
+        "all": kit.adapter(base / "all", model(), 1, r=4, lora_alpha=8, target_modules=kit.PROJECTIONS),
+        "few": kit.adapter(base / "few", model(), 2, r=2, lora_alpha=2, target_modules=["q_proj", "down_proj"], use_rslora=True),
+        "uneven": kit.adapter(base / "uneven", model(), 3, r=3, target_modules=["k_proj", "up_proj"], rank_pattern={"up_proj": 6},
                        alpha_pattern={"up_proj": 5}),
     }  # fmt: skip
     with ExitStack() as stack:
@@ -76,21 +59,21 @@ def test_rows_with_different_adapters_answer_as_natively(bench: Bench) -> None:
     for engine in (bench.native, bench.llama):
         for name, folder in bench.adapters.items():
             engine.load_adapter(name, folder)
-    asked = [Request(prompt, Sampling(max_tokens=6), adapter=name) for prompt in PROMPTS for name in ("", *bench.adapters)]
+    asked = [Request(prompt, Sampling(max_tokens=6), adapter=name) for prompt in kit.PROMPTS for name in ("", *bench.adapters)]
     ours, theirs = (engine.generate(asked) for engine in (bench.llama, bench.native))
     for request, one, two in zip(asked, ours, theirs, strict=True):
         assert one.tokens == two.tokens, (request.adapter, len(request.tokens))
         assert one.logprobs == pytest.approx(two.logprobs, abs=0.02), request.adapter
     assert len({one.tokens for one in ours[:4]}) == 4, "each adapter has an answer of its own"
     assert bench.llama.adapters == tuple(bench.adapters)
-    assert bench.llama.score(PROMPTS[:1])[0] == pytest.approx(bench.native.score(PROMPTS[:1])[0], abs=0.02), "without any"
+    assert bench.llama.score(kit.PROMPTS[:1])[0] == pytest.approx(bench.native.score(kit.PROMPTS[:1])[0], abs=0.02), "without any"
     again = bench.llama.generate(asked)
     assert [one.tokens for one in again] == [one.tokens for one in ours], "what was kept of one is not taken for another"
 
 
 def test_adapters_are_swapped_while_answers_come(bench: Bench) -> None:
     """What is under way keeps the adapter that it began with, whatever happens to its name."""
-    engine, request = bench.llama, Request(PROMPTS[0], Sampling(max_tokens=60))
+    engine, request = bench.llama, Request(kit.PROMPTS[0], Sampling(max_tokens=60))
     engine.load_adapter("mine", bench.adapters["all"])
     engine.load_adapter("other", str(bench.adapters["few"]))
     named = request._replace(adapter="mine")
@@ -126,7 +109,7 @@ def test_gguf_files_are_taken_as_they_are(bench: Bench, tmp_path: Path) -> None:
     file.parent.mkdir()
     told = write(bench.adapters["all"], file, bench.llama._base())
     assert told["matrices"] == 14 and told["ranks"] == [4]
-    request = Request(PROMPTS[0], Sampling(max_tokens=6))
+    request = Request(kit.PROMPTS[0], Sampling(max_tokens=6))
     wanted = bench.llama.generate([request._replace(adapter="all")])
     for place in (file, file.parent):
         bench.llama.load_adapter("file", place)
@@ -149,17 +132,17 @@ def test_what_cannot_be_attached_is_refused(bench: Bench, tmp_path: Path) -> Non
     settings = json.loads((dora / "adapter_config.json").read_text())
     (dora / "adapter_config.json").write_text(json.dumps(settings | {"use_dora": True}))
     refuses(dora, "use_dora")
-    other = made(
+    other = kit.adapter(
         tmp_path / "other", kit.model(hidden_size=32, num_attention_heads=2), 4, r=2, target_modules=["q_proj", "v_proj"]
     )
     refuses(other, "cannot attach")
-    table = made(tmp_path / "table", kit.model(), 5, r=2, target_modules=["embed_tokens"])
+    table = kit.adapter(tmp_path / "table", kit.model(), 5, r=2, target_modules=["embed_tokens"])
     refuses(table, "not that of a linear layer")
-    head = made(tmp_path / "head", kit.model(), 6, r=2, target_modules=["lm_head"])
+    head = kit.adapter(tmp_path / "head", kit.model(), 6, r=2, target_modules=["lm_head"])
     refuses(head, "cannot be attached")  # PEFT saves the table with it, which is the head
     with pytest.raises(UserError, match="phi3"):
         write(bench.adapters["all"], tmp_path / "x.gguf", Base("phi3", 4, 2))
-    assert bench.llama.generate([Request(PROMPTS[2], Sampling(max_tokens=2))])[0].tokens, "the engine lives on"
+    assert bench.llama.generate([Request(kit.PROMPTS[2], Sampling(max_tokens=2))])[0].tokens, "the engine lives on"
 
 
 def test_a_memory_of_one_adapter_is_not_that_of_another() -> None:

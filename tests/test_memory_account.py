@@ -207,13 +207,6 @@ def test_chunks_are_those_of_the_loss(half: bool) -> None:
         assert chunk(vocab, positions, half) == (real[0].stop - real[0].start, len(real))
 
 
-def test_sizes_are_those_of_the_code() -> None:
-    from modelwright.core.memory import kernels
-    from modelwright.nn import gradients, logps
-
-    assert (kernels.PIECE_BYTES, kernels.SLICE_BYTES) == (logps.PIECE_BYTES, gradients.SLICE_BYTES)
-
-
 @pytest.mark.parametrize("kind", OPTIMIZERS.names())
 def test_states_are_those_that_a_step_makes(kind: str) -> None:
     import torch

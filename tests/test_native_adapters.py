@@ -18,33 +18,18 @@ from modelwright.nn._plain import Plain
 from modelwright.nn.generate import Decoder
 from tests import engine_kit as kit
 
-PROMPTS = [list(range(10, 60)), list(range(10, 45)), [7, 8, 9], list(range(10, 60))]
-ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-
-
-def made(path: Path, seed: int, **settings: Any) -> Path:
-    """An adapter as PEFT saves it, with weights far from zero."""
-    import peft
-
-    base = kit.model(num_hidden_layers=2)
-    torch.manual_seed(seed)
-    model = peft.get_peft_model(base, peft.LoraConfig(task_type="CAUSAL_LM", **settings))
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if "lora_" in name:
-                weight.normal_(std=0.15)
-    model.save_pretrained(path)
-    return path
-
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     base = tmp_path_factory.mktemp("adapters")
     return {
-        "all": made(base / "all", 1, r=4, lora_alpha=8, target_modules=ALL),
-        "few": made(base / "few", 2, r=2, lora_alpha=2, target_modules=["q_proj", "down_proj"], use_rslora=True),
-        "uneven": made(
+        "all": kit.adapter(base / "all", kit.model(), 1, r=4, lora_alpha=8, target_modules=kit.PROJECTIONS),
+        "few": kit.adapter(
+            base / "few", kit.model(), 2, r=2, lora_alpha=2, target_modules=["q_proj", "down_proj"], use_rslora=True
+        ),
+        "uneven": kit.adapter(
             base / "uneven",
+            kit.model(),
             3,
             r=3,
             target_modules=["v_proj", "up_proj"],
@@ -81,7 +66,7 @@ def test_rows_with_different_adapters_in_one_batch(folders: dict[str, Path], way
     decoder = Decoder(model, prefill_tokens=30)
     assert isinstance(decoder.runner, Plain) == (way == "plain")
     read = {name: adapters.read(name, folder, model) for name, folder in folders.items()}
-    asked = [(name, prompt) for prompt in PROMPTS for name in (None, "all", "few", "uneven")]
+    asked = [(name, prompt) for prompt in kit.PROMPTS for name in (None, "all", "few", "uneven")]
     for key, (name, prompt) in enumerate(asked):
         decoder.add(key, prompt, 5, adapter=read[name] if name else None)
     found: dict[int, list[tuple[int, float]]] = {}
@@ -105,7 +90,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 def test_the_engine_swaps_adapters_while_answers_come(engine: Any, folders: dict[str, Path]) -> None:
     """What is under way keeps the adapter that it began with, whatever happens to its name."""
-    request = Request(PROMPTS[0], Sampling(max_tokens=60))
+    request = Request(kit.PROMPTS[0], Sampling(max_tokens=60))
     engine.load_adapter("mine", folders["all"])
     engine.load_adapter("other", str(folders["few"]))
     assert engine.adapters == ("mine", "other")
@@ -122,7 +107,7 @@ def test_the_engine_swaps_adapters_while_answers_come(engine: Any, folders: dict
         rest = [token for piece in pieces for token in piece.tokens]
         assert (*first[name].tokens, *rest) == before[name], name
     assert swapped not in before.values() and engine.adapters == ("mine",)
-    assert list(swapped[:5]) == theirs(folders["uneven"], PROMPTS[0], 5)[0]
+    assert list(swapped[:5]) == theirs(folders["uneven"], kit.PROMPTS[0], 5)[0]
     for name in ("other", "never"):
         with pytest.raises(UserError, match=f"there is no adapter '{name}'"):
             engine.generate([request._replace(adapter=name)])
@@ -166,19 +151,19 @@ def test_other_models_and_torn_files_are_refused(folders: dict[str, Path], tmp_p
     (copied / "adapter_config.json").write_text("[]")
     with pytest.raises(UserError, match="cannot be attached"):
         adapters.read("x", copied, kit.model())
-    made(tmp_path / "table", 4, r=2, target_modules=["embed_tokens"])
+    kit.adapter(tmp_path / "table", kit.model(), 4, r=2, target_modules=["embed_tokens"])
     with pytest.raises(UserError, match="not that of a linear layer"):
         adapters.read("x", tmp_path / "table", kit.model())
-    made(tmp_path / "head", 5, r=2, target_modules=["lm_head"])
+    kit.adapter(tmp_path / "head", kit.model(), 5, r=2, target_modules=["lm_head"])
     with pytest.raises(UserError, match="linear layer"):
         adapters.read("x", tmp_path / "head", kit.model())
 
 
 def test_embeddings(engine: Any) -> None:
     assert "embed" in engine.capabilities
-    found = engine.embed(PROMPTS)
+    found = engine.embed(kit.PROMPTS)
     model = kit.model(vocab=len(kit.tokenizer()))
-    for prompt, vector in zip(PROMPTS, found, strict=True):
+    for prompt, vector in zip(kit.PROMPTS, found, strict=True):
         with torch.no_grad():
             mean_E = model.base_model(input_ids=torch.tensor([prompt])).last_hidden_state[0].mean(0)
         assert vector == pytest.approx((mean_E / mean_E.norm()).tolist(), abs=1e-4)

@@ -39,6 +39,15 @@ def parser(command: str, description: str, needed: bool = True) -> argparse.Argu
     return made
 
 
+def add_more(parse: argparse._ActionsContainer, model: str, adapter: str, name: str = "NAME=") -> None:
+    """The options of a command that opens several models; `model` and `adapter`: help on these."""
+    more = {"--model": ("NAME=PATH", model), "--adapter": (f"[MODEL:]{name}PATH", adapter)}
+    for option, (metavar, about) in more.items():
+        parse.add_argument(
+            option, dest=f"{option[2:]}s", action="append", default=[], metavar=metavar, help=f"{about}; may be repeated"
+        )
+
+
 @contextmanager
 def open_model(given: argparse.Namespace, supervised: bool = False) -> Iterator[tuple[Engine, str]]:
     """An engine with the model that the arguments name, and the model's name; closed at the end."""

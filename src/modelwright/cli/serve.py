@@ -43,24 +43,10 @@ def parser() -> argparse.ArgumentParser:
 
 def _models(parse: argparse._ArgumentGroup) -> None:
     parse.add_argument("--name", help="the first model's name for clients (from the recipe or file)")
-    parse.add_argument(
-        "--model",
-        dest="models",
-        action="append",
-        default=[],
-        metavar="NAME=PATH",
-        help="one more model, opened when it is asked for; may be repeated",
-    )
+    adapter = "an adapter (PEFT's folder, or GGUF under llama.cpp), asked for by its name; of the first model unless told"
+    _model.add_more(parse, "one more model, opened when it is asked for", adapter)
     parse.add_argument(
         "--memory", metavar="SIZE", help="of all open models together, such as 8GB; idle ones make room (no limit)"
-    )
-    parse.add_argument(
-        "--adapter",
-        dest="adapters",
-        action="append",
-        default=[],
-        metavar="[MODEL:]NAME=PATH",
-        help="an adapter (PEFT's folder, or GGUF), asked for by its name; of the first model unless told; may be repeated",
     )
     parse.add_argument("--admin", action="store_true", help="let adapters be loaded and unloaded over HTTP")
     parse.add_argument(

@@ -1,7 +1,9 @@
-"""Settings that torch reads from the environment when it is loaded. A user's own settings win."""
+"""Settings that torch reads from the environment when it is loaded, and those of the C library's memory. A user's own settings
+win."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 
 FOR_TORCH = {
@@ -12,6 +14,13 @@ FOR_TORCH = {
     # 3 % faster training of a 135M model.
     "THP_MEM_ALLOC_ENABLE": "1",
 }
+KEPT_BYTES = 32 << 20
+"""Memory that was freed and is not given back to the system at once; also the largest piece that glibc takes from what it keeps.
+By itself it gives back all beyond a few megabytes, which the next tensor asks for anew, page by page. Without it, in a virtual
+machine, a gate over 512 tokens of a 135M model took 1.9 ms instead of 0.3, its whole prompt a sixth and its SFT an eighth longer;
+SFT's peak was the same, LoRA's 1 % lower."""
+_TRIM, _MAP = -1, -3
+"""M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of mallopt(3)."""
 
 
 def prepare() -> None:
@@ -19,3 +28,9 @@ def prepare() -> None:
     for name, value in FOR_TORCH.items():
         if name != "GOMP_SPINCOUNT" or "OMP_WAIT_POLICY" not in os.environ:  # the count would win over the policy
             os.environ.setdefault(name, value)
+    if any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    if mallopt is not None:
+        mallopt(_MAP, KEPT_BYTES)
+        mallopt(_TRIM, KEPT_BYTES)

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch._subclasses import FakeTensor
 from torch.nn.functional import silu
 
+from modelwright.core.memory.kernels import CHUNK_VALUES
 from modelwright.nn._gemv import claim, launch, team_size
 from modelwright.nn._numbers import LOOSE, float_bits, floats, kernel, numba, real, store, types, wide_at
 from modelwright.nn._small import exp
@@ -26,8 +27,6 @@ from modelwright.nn.fused import Pieces
 _ONE = np.float32(1.0)
 _GELU, _CUBE = np.float32(0.7978845608028654), np.float32(0.044715)
 """sqrt(2 / pi), and the third power's share in GELU's approximation by tanh (Hendrycks & Gimpel 2016, arXiv:1606.08415)."""
-_VALUES = 1 << 14
-"""Of a chunk of rows."""
 _PLACES = ("claimed", "piece", "rows", "width", "chunk", "real", "turns", *"abcdexyz", *(f"half_{one}" for one in "abcdexyz"))
 (_CLAIMED, _PIECE, _ROWS, _WIDTH, _CHUNK, _REAL, _TURNS, _A, _B, _C, _D, _E, _X, _Y, _Z) = range(15)
 _HALF_OF = _Z + 1 - _A
@@ -166,7 +165,7 @@ _work = numba.cfunc(types.void(types.CPointer(types.int64)), cache=True, fastmat
 
 def _chunk(width: int) -> int:
     """Rows that a thread takes at once."""
-    return max(1, _VALUES // width)
+    return max(1, CHUNK_VALUES // width)
 
 
 def _run(piece: int, given: tuple[Tensor, ...], made: tuple[Tensor, ...], number: float = 0.0, turns: int = 0) -> None:

@@ -146,7 +146,9 @@ def attend(plan: Plan, layer: int, query_1HTD: Tensor, key_1KTD: Tensor, value_1
             assert keys_values is not None
             out_1HTD[:, :, part] = _attend_later(plan, document, layer, query_1HTD[:, :, part], keys_values, terms)
         else:
-            out_1HTD[:, :, part] = _attend_first(query_1HTD[:, :, part], key_1KTD[:, :, part], value_1KTD[:, :, part], terms)
+            out_1HTD[:, :, part] = _attend_first(
+                plan, query_1HTD[:, :, part], key_1KTD[:, :, part], value_1KTD[:, :, part], terms
+            )
     return out_1HTD
 
 
@@ -283,13 +285,14 @@ def _shared_mask(plan: Plan, run: _Run, shared: Shared, members: list[int], wind
     return (~hidden_EP).any(-1)[None, None], _minus_infinity(hidden_EP, like)[None, None]
 
 
-def _attend_first(query_1HTD: Tensor, key_1KTD: Tensor, value_1KTD: Tensor, terms: Terms) -> Tensor:
+def _attend_first(plan: Plan, query_1HTD: Tensor, key_1KTD: Tensor, value_1KTD: Tensor, terms: Terms) -> Tensor:
     """The beginning of a row."""
     length = query_1HTD.shape[2]
     if not terms.formula:
         dtype = torch.bfloat16 if terms.half else query_1HTD.dtype
         query_THD, key_TKD, value_TKD = (part[0].transpose(0, 1).to(dtype) for part in (query_1HTD, key_1KTD, value_1KTD))
-        found_THD = together(query_THD, key_TKD, value_TKD, Layout([Segment(0, length)]), terms.scaling, terms.window)
+        layout = plan.once(("layout", length), lambda: Layout([Segment(0, length)]))
+        found_THD = together(query_THD, key_TKD, value_TKD, layout, terms.scaling, terms.window)
         if found_THD is not None:
             return found_THD.transpose(0, 1)[None]
     seen_TT = None

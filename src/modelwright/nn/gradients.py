@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-SLICE_BYTES = 4 << 20
-"""Of a gradient, that is added to at once."""
+from modelwright.core.memory.kernels import SLICE_BYTES
 
 
 def begun(weight: Tensor) -> Tensor:

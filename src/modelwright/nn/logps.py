@@ -20,17 +20,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from modelwright.core.memory.kernels import CHUNK_BYTES, CHUNK_POSITIONS, PIECE_BYTES
 from modelwright.nn.gradients import add, add_product
-
-CHUNK_BYTES = 16 << 20
-"""Size of one chunk's float32 logits: large enough for full matrix speed, small beside the activations."""
-CHUNK_POSITIONS = 192
-"""Positions of a chunk at least: each goes over the whole gradient of the head once. At 49,152 tokens of vocabulary and width 576
-the loss of 4,096 positions took 10.7 s of processor time with 85 at once, 7.7 with 192, 7.4 with 512 (2-core Xeon, float32)."""
-
-
-PIECE_BYTES = 4 << 20
-"""Logits of a chunk whose softmax is computed at once: they stay in a processor's cache meanwhile."""
 
 
 def chunk_bytes_of(vocab: int) -> int:
