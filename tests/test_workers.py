@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import pytest
 
+from modelwright.core import workers
 from modelwright.core.errors import UserError
 from modelwright.core.estimate import Facts, Given, Machine
 from modelwright.core.events import Log
@@ -36,6 +37,7 @@ def squares(payload: int) -> Callable[[int], tuple[int, int]]:
         raise UserError("a bad payload", "it is negative", "give another")
 
     def work(item: int) -> tuple[int, int]:
+        time.sleep(0.005)  # or another thread would not come to send anything
         if item == 13:
             raise UserError("a bad item", "it is 13", "leave it out")
         if item == 14:
@@ -72,6 +74,13 @@ def test_an_error_in_a_worker_is_raised_here(item: int, error: type[Exception], 
         pool.close()
 
 
+@pytest.fixture
+def all_travel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However little time items take."""
+    monkeypatch.setattr(workers, "QUICK_S", 0.0)
+
+
+@pytest.mark.usefixtures("all_travel")
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_this_process_may_be_one_of_them(count: int) -> None:
     here = squares(1)
@@ -87,6 +96,34 @@ def test_this_process_may_be_one_of_them(count: int) -> None:
         pool.close()
 
 
+def test_what_takes_no_time_stays_here() -> None:
+    pool = Workers("tests.test_workers:squares", 1, 3, squares(1))
+    try:
+        assert [pid for _, pid in pool.map(range(12))] == [os.getpid()] * 12
+    finally:
+        pool.close()
+
+
+def dozing(payload: float) -> Callable[[float], tuple[float, int]]:
+    def work(item: float) -> tuple[float, int]:
+        time.sleep(item * payload)
+        return item, os.getpid()
+
+    return work
+
+
+def test_what_takes_long_is_shared_and_taken_back() -> None:
+    """A worker that is slow to begin keeps the two items that were sent to it; the others come back when nothing else is left."""
+    pool = Workers("tests.test_workers:dozing", 5.0, 2, dozing(0.05))
+    try:
+        found = list(pool.map([0.0, 1.0, 1.01, 1.02, 1.03, 1.04]))
+        assert [item for item, _ in found] == [0.0, 1.0, 1.01, 1.02, 1.03, 1.04]
+        assert 1 <= sum(pid != os.getpid() for _, pid in found) <= 2
+    finally:
+        pool.close()
+
+
+@pytest.mark.usefixtures("all_travel")
 @pytest.mark.parametrize(("item", "error"), [(13, UserError), (15, Exception)])
 @pytest.mark.parametrize("at", range(8))
 def test_the_first_error_in_order_is_told_whoever_met_it(at: int, item: int, error: type[Exception]) -> None:

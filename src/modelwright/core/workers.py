@@ -20,6 +20,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
+from time import perf_counter
 from typing import Any, BinaryIO, TypeVar
 
 from modelwright.core.errors import UserError
@@ -30,8 +31,13 @@ if sys.platform == "linux":
 
 AHEAD = 4
 """Items that wait at each worker while it is busy. Some take longer than others, and results are taken in order."""
-BESIDE = 3
-"""Fewer where this process works, too: at the end it has nothing to do but to wait for them."""
+OWN = 16
+"""Results of this process, where it works, too, that may wait for an earlier one of a worker, which takes seconds to start."""
+QUICK_S = 0.04
+"""Items that this process does in less, over the number of workers, stay here: the way to a worker and back costs as much, and
+rows that are the items of another map are not held up behind longer work."""
+SENT = 2
+"""Items that a worker has: it works on one and has read the next. The others wait here, where they may be taken back."""
 T = TypeVar("T")
 
 
@@ -51,29 +57,33 @@ class Workers:
         return self._beside(iter(items), self._here) if self._workers else map(self._here, items)
 
     def _beside(self, items: Iterator[Any], here: Callable[[Any], Any]) -> Iterator[Any]:
-        givers, most = itertools.cycle(self._workers), BESIDE * len(self._workers)
+        givers, most = itertools.cycle(self._workers), AHEAD * len(self._workers)
         waiting: deque[_Given | _Own] = deque()
-        own, more = 0, True
+        own, more, took_s = 0, True, 0.0
         while True:
-            while more and len(waiting) - own < most:
+            while more and took_s * len(self._workers) >= QUICK_S and len(waiting) - own < most:
                 for item in itertools.islice(items, 1):
                     waiting.append(next(givers).give(item))
                     break
                 else:
                     more = False
-            if not waiting:
-                return
-            if not more or own == BESIDE or waiting[0].is_ready():
+            if waiting and (own == OWN or waiting[0].is_ready()):
                 first = waiting.popleft()
                 own -= isinstance(first, _Own)
                 yield first()
                 continue
             for item in itertools.islice(items, 1):
+                start_s = perf_counter()
                 waiting.append(_own(here, item))
+                took_s = perf_counter() - start_s
                 own += 1
                 break
             else:
                 more = False
+                if not waiting:
+                    return
+                if not _taken_back(waiting, here):
+                    yield waiting.popleft()()
 
     def close(self) -> None:
         for worker in self._workers:
@@ -102,6 +112,9 @@ class _Given:
     def is_ready(self) -> bool:
         return self.worker.is_ready(self.number)
 
+    def take_back(self) -> tuple[Any] | None:
+        return self.worker.take_back(self.number)
+
     def __call__(self) -> Any:
         return self.worker.result(self.number)
 
@@ -129,6 +142,16 @@ def _own(here: Callable[[Any], Any], item: Any) -> _Own:
         return _Own(None, error)
 
 
+def _taken_back(waiting: deque[_Given | _Own], here: Callable[[Any], Any]) -> bool:
+    """Do here what a worker has not got yet, where there is such an item."""
+    for place in reversed(range(len(waiting))):
+        given = waiting[place]
+        if isinstance(given, _Given) and (item := given.take_back()) is not None:
+            waiting[place] = _own(here, item[0])
+            return True
+    return False
+
+
 class _Worker:
     def __init__(self, target: str, payload: Any) -> None:
         env = {
@@ -141,21 +164,30 @@ class _Worker:
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env)
         for pipe in (self._process.stdin, self._process.stdout):
             _widen(pipe)
-        self._items: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._turn = threading.Condition()  # guards what is to be sent, and how much of what was sent has no answer
+        self._items: deque[Any] = deque()
+        self._under_way, self._ended = 0, False
         self._given = self._came = 0
         self._results: dict[int, Any] = {}
         self._came_in: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._threads = [threading.Thread(target=target, daemon=True) for target in (self._feed, self._read)]
+        self._threads = [threading.Thread(target=self._feed, args=(payload,)), threading.Thread(target=self._read)]
         for thread in self._threads:  # a full pipe must stop neither who reads results nor a worker whose result must wait
+            thread.daemon = True
             thread.start()
-        self._items.put((payload,))
 
-    def _feed(self) -> None:
+    def _feed(self, payload: Any) -> None:
         assert self._process.stdin is not None
         with contextlib.suppress(OSError, ValueError), self._process.stdin as pipe:  # it is gone: who asks for its result says so
-            while (held := self._items.get()) is not None:
-                pickle.dump(held[0], pipe, protocol=5)
+            item = payload
+            while True:
+                pickle.dump(item, pipe, protocol=5)
                 pipe.flush()
+                with self._turn:
+                    self._turn.wait_for(lambda: self._ended or (self._items and self._under_way < SENT))
+                    if self._ended:
+                        return
+                    item = self._items.popleft()
+                    self._under_way += 1
 
     def _read(self) -> None:
         assert self._process.stdout is not None
@@ -163,14 +195,31 @@ class _Worker:
             with contextlib.suppress(EOFError, pickle.UnpicklingError, OSError, ValueError):
                 while True:
                     self._came_in.put(pickle.load(self._process.stdout))  # of our own child, through a pipe of its own
+                    self._answered()
         finally:
             self._came_in.put(None)
+            self._answered(ended=True)
+
+    def _answered(self, ended: bool = False) -> None:
+        with self._turn:
+            self._under_way, self._ended = self._under_way - 1, self._ended or ended
+            self._turn.notify_all()
 
     def give(self, item: Any) -> _Given:
         """What waits for the result."""
-        self._items.put((item,))
-        self._given += 1
+        with self._turn:
+            self._items.append(item)
+            self._given += 1
+            self._turn.notify_all()
         return _Given(self, self._given)
+
+    def take_back(self, number: int) -> tuple[Any] | None:
+        """The item, where it is the last one and was not sent."""
+        with self._turn:
+            if number != self._given or not self._items:
+                return None
+            self._given -= 1
+            return (self._items.pop(),)
 
     def is_ready(self, number: int) -> bool:
         """Whether `result` has not to wait."""
@@ -202,10 +251,10 @@ class _Worker:
         return True
 
     def close(self) -> None:
-        self._items.put(None)
         Meter.count_worker(self._process.pid)
         self._process.kill()
         self._process.wait()
+        self._answered(ended=True)
         for thread in self._threads:
             thread.join()
         if self._process.stdout is not None:
@@ -250,25 +299,43 @@ def main(target: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the command decides
     with os.fdopen(os.dup(1), "wb") as out, os.fdopen(os.dup(0), "rb") as given:
         os.dup2(2, 1)  # what a library prints must not come between results
-        work: Callable[[Any], Any] | None = None
-
-        def begin(payload: Any) -> Any:
-            return named(target)(payload)
-
-        while (held := _load(given)) is not None:
+        begin, work = named(target), None  # imports are done before other threads begin any
+        items, results = queue.SimpleQueue[Any](), queue.SimpleQueue[Any]()
+        reader = threading.Thread(target=_take, args=(given, items), daemon=True)
+        writer = threading.Thread(target=_tell, args=(out, results), daemon=True)
+        for thread in (reader, writer):  # the next item is read, and the last result written, while one is worked on
+            thread.start()
+        while (held := items.get()) is not None:
             found = attempt(work or begin, held[0])
             if work is None and found[0] == "result":
                 work = found[1]
-                continue
-            pickle.dump(found, out, protocol=5)
-            out.flush()
+            else:
+                results.put(found)
+        results.put(None)
+        writer.join()
+
+
+def _take(pipe: BinaryIO, items: queue.SimpleQueue[Any]) -> None:
+    while (held := _load(pipe)) is not None:
+        items.put(held)
+    items.put(None)
+
+
+def _tell(pipe: BinaryIO, results: queue.SimpleQueue[Any]) -> None:
+    try:
+        while (found := results.get()) is not None:
+            pickle.dump(found, pipe, protocol=5)
+            pipe.flush()
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)  # who waits for the result is told that this process has ended
 
 
 def _load(given: BinaryIO) -> tuple[Any] | None:
-    """None when the pipe has ended."""
+    """None when the pipe has ended, in the middle of an item where the command was killed."""
     try:
         return (pickle.load(given),)
-    except EOFError:
+    except (EOFError, pickle.UnpicklingError, OSError):
         return None
 
 
