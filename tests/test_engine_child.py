@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -106,6 +107,38 @@ def test_a_message_that_would_wait_is_not_sent() -> None:
             assert sent < 10_000
         assert sent and [reader.receive() for _ in range(sent)] == [[4, "c" * 4000]] * sent, "nothing is cut"
         assert pipe.send_now(5)
+
+
+def test_what_is_told_of_a_step_goes_out_at_once() -> None:
+    given, out = os.pipe()
+    with os.fdopen(given, "rb") as far, os.fdopen(out, "wb") as near:
+        pipe, reader = Pipe(far, near), Pipe(far, near)
+        with pipe.gathered():
+            pipe.send(1, "a")
+            other = threading.Thread(target=pipe.send, args=(2, "of another thread, which need not wait"))
+            other.start()
+            other.join()
+            pipe.send(3, "c")
+        assert [reader.receive()[0] for _ in range(3)] == [2, 1, 3]
+        with pytest.raises(ValueError, match="in the middle"), pipe.gathered():
+            pipe.send(4)
+            raise ValueError("in the middle")
+        pipe.send(5)
+        assert [reader.receive() for _ in range(2)] == [[4], [5]], "what was sent before it is not lost"
+
+
+def test_pieces_come_apart_in_time_and_none_is_lost(folder: Path) -> None:
+    """The first at once, and the last; tokens between that come sooner than eyes follow go together."""
+    with open_engine(folder, spec("native", **NATIVE)) as opened:
+        engine: Any = opened
+        request = Request(engine.encode(TEXT)[:4], Sampling(40, 1.0, seed=3, top_logprobs=1))
+        alone = list(engine.submit(request))
+        engine.tell_within(contextlib.nullcontext, 3600.0)
+        first, last = engine.submit(request)
+    assert len(alone) > 2 and first == alone[0] and last.finish == alone[-1].finish
+    for field in ("tokens", "logprobs", "top"):
+        assert getattr(first, field) + getattr(last, field) == tuple(x for piece in alone for x in getattr(piece, field))
+    assert first.text + last.text == "".join(piece.text for piece in alone)
 
 
 def test_a_process_that_does_not_read_holds_nobody_up(light: Any, tmp_path: Path) -> None:

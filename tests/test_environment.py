@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from modelwright.core import environment
 from modelwright.core.environment import FOR_TORCH
 
 SOURCE = Path(__file__).parents[1] / "src"
@@ -45,3 +46,14 @@ def test_freed_memory_is_kept() -> None:
 def test_own_settings_stay() -> None:
     faults, *settings = run(MALLOC_TRIM_THRESHOLD_="131072", GOMP_SPINCOUNT="7", THP_MEM_ALLOC_ENABLE="0")
     assert int(faults) > 2000 and settings == ["7", "0"]
+
+
+def test_other_processes_see_what_the_user_has_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "_ours", set())
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "0")
+    environment.prepare()
+    assert os.environ["GOMP_SPINCOUNT"] == "5000"
+    found = environment.given()
+    assert "GOMP_SPINCOUNT" not in found and found["THP_MEM_ALLOC_ENABLE"] == "0" and found["PATH"]
+    os.environ.pop("GOMP_SPINCOUNT")

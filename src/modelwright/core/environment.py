@@ -23,14 +23,25 @@ _TRIM, _MAP = -1, -3
 """M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of mallopt(3)."""
 
 
+_ours: set[str] = set()
+"""Variables that were set here."""
+
+
 def prepare() -> None:
     """Called before torch is loaded; later it changes nothing."""
     for name, value in FOR_TORCH.items():
-        if name != "GOMP_SPINCOUNT" or "OMP_WAIT_POLICY" not in os.environ:  # the count would win over the policy
-            os.environ.setdefault(name, value)
+        waits = name == "GOMP_SPINCOUNT" and "OMP_WAIT_POLICY" in os.environ  # the count would win over the policy
+        if name not in os.environ and not waits:
+            os.environ[name] = value
+            _ours.add(name)
     if any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ):
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
     if mallopt is not None:
         mallopt(_MAP, KEPT_BYTES)
         mallopt(_TRIM, KEPT_BYTES)
+
+
+def given() -> dict[str, str]:
+    """The variables as the user has them, for processes that are prepared by themselves, or for other things than torch."""
+    return {name: value for name, value in os.environ.items() if name not in _ours}

@@ -276,6 +276,8 @@ class EngineSpec(Spec):
 
     extra: ClassVar[str] = ""
     """The extra of ours that installs it."""
+    of_torch: ClassVar[bool] = True
+    """It computes with torch, for which a process of its own is prepared (`core/environment`)."""
     local: ClassVar[bool] = True
     """The model runs in the process that opens it; False: in a program that is spoken to."""
     lacks: ClassVar[Mapping[str, str]] = {}

@@ -84,7 +84,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "llama_model_n_embd": (c_int32, [c_void_p]),
     "llama_set_embeddings": (None, [c_void_p, c_bool]),
     "llama_get_embeddings_ith": (POINTER(c_float), [c_void_p, c_int32]),
-    "llama_get_logits_ith": (POINTER(c_float), [c_void_p, c_int32]),
+    "llama_get_logits_ith": (c_void_p, [c_void_p, c_int32]),
 }
 
 

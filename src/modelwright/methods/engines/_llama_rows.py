@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Iterator, Sequence
+from ctypes import c_float
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -82,6 +83,9 @@ class Rows:
         self._ones = np.ones(batch_tokens, dtype=np.int32)
         self._out = np.zeros(batch_tokens, dtype=np.int8)
         self._seqs = self._seq.ctypes.data + 4 * np.arange(batch_tokens, dtype=np.uint64)
+        places = (one.ctypes.data for one in (self._token, self._pos, self._ones, self._seqs, self._out))
+        self._given = c.Batch(0, next(places), None, *places)
+        self._logits_V = c_float * self.vocab_size
 
     @property
     def busy(self) -> bool:
@@ -217,16 +221,8 @@ class Rows:
         self._out[start:end] = 0
 
     def _decode(self, used: int) -> None:
-        batch = c.Batch(
-            used,
-            self._token.ctypes.data,
-            None,
-            self._pos.ctypes.data,
-            self._ones.ctypes.data,
-            self._seqs.ctypes.data,
-            self._out.ctypes.data,
-        )
-        code = self._lib.llama_decode(self._context, batch)
+        self._given.n_tokens = used
+        code = self._lib.llama_decode(self._context, self._given)
         if code:
             raise UserError(
                 f"llama.cpp could not decode a batch of {used} tokens (code {code})",
@@ -238,10 +234,8 @@ class Rows:
         """[V] each, llama.cpp's own memory: it writes over it in the next step."""
         import numpy as np
 
-        return [
-            np.ctypeslib.as_array(self._lib.llama_get_logits_ith(self._context, place), shape=(self.vocab_size,))
-            for place in places
-        ]
+        found = (self._lib.llama_get_logits_ith(self._context, place) for place in places)
+        return [np.frombuffer(self._logits_V.from_address(address), np.float32) for address in found]
 
     def close(self) -> None:
         self._lib.llama_free(self._context)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,11 @@ class Opened:
 
     def submit(self, request: Request) -> Answer:
         return self._submit(request, quiet=False)
+
+    def tell_within(self, around: Callable[[], AbstractContextManager[None]], apart_s: float) -> None:
+        """Whoever listens to answers is told of a step's tokens inside of this, in the worker's thread; pieces of one answer come
+        so far apart at least."""
+        self._worker.around, self._worker.apart_s = around, apart_s
 
     def _submit(self, request: Request, quiet: bool) -> Answer:
         limit = room(request.tokens, request.sampling.max_tokens, self.context)

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from modelwright.core import environment
 from modelwright.core.errors import UserError
 from modelwright.core.measure import Meter
 from modelwright.core.record import Message
@@ -172,7 +173,7 @@ class _Life:
     """One process, from its start to its end. UserError where the model cannot be opened."""
 
     def __init__(self, spec: dict[str, Any]) -> None:
-        env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        env = {**environment.given(), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         command = [sys.executable, "-m", "modelwright.methods.engines._child"]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env)
         self.began_s = time.monotonic()

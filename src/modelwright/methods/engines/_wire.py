@@ -11,9 +11,11 @@ import json
 import select
 import struct
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from threading import Lock
+from threading import Lock, get_ident
 from types import NoneType, UnionType
 from typing import IO, Any, get_args, get_origin, get_type_hints
 
@@ -27,15 +29,32 @@ class Pipe:
 
     def __init__(self, given: IO[bytes], out: IO[bytes]) -> None:
         self._given, self._out, self._lock = given, out, Lock()
+        self._gatherer, self._gathered = 0, list[bytes]()
         self.came_bytes = 0
         """Size of the message that was received last."""
 
     def send(self, *message: Any) -> None:
         """OSError or ValueError where the other side is gone."""
         data = _framed(message)
+        if self._gatherer == get_ident():
+            self._gathered.append(data)
+            return
         with self._lock:
             self._out.write(data)
             self._out.flush()
+
+    @contextmanager
+    def gathered(self) -> Iterator[None]:
+        """What this thread sends meanwhile goes out at the end, at once: the other side wakes up once. For one thread alone."""
+        self._gatherer = get_ident()
+        try:
+            yield
+        finally:
+            self._gatherer, data = 0, b"".join(self._gathered)
+            self._gathered.clear()
+            with self._lock:
+                self._out.write(data)
+                self._out.flush()
 
     def send_now(self, *message: Any) -> bool:
         """The same where it cannot wait for the other side to read; False: it might, and nothing was sent."""

@@ -6,10 +6,13 @@ llama.cpp contexts are not thread-safe, so nothing but this thread touches them.
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 from modelwright.core.errors import UserError
@@ -46,6 +49,7 @@ class Answer(Pushed):
         self._logprobs: list[float] = []
         self._top: list[Top] = []
         self._text = ""
+        self._sent_s = -math.inf
         self._proposed = self._accepted = 0
         self._out: queue.SimpleQueue[Delta | BaseException] = queue.SimpleQueue()
         self._put: Callable[[Delta | BaseException], None] = self._out.put
@@ -115,7 +119,8 @@ class Answer(Pushed):
         elif finish is not None:
             text += self._stops.rest()
         self._text += text
-        if finish is not None or (text and not self._quiet):
+        due = bool(text) and not self._quiet and time.monotonic() - self._sent_s >= self._worker.apart_s
+        if finish is not None or due:
             self._send(finish)
         return finish
 
@@ -133,6 +138,7 @@ class Answer(Pushed):
     def _send(self, finish: str | None) -> None:
         if finish is not None:
             self._ended.set()
+        self._sent_s = time.monotonic()
         told = (self._text, tuple(self._tokens), tuple(self._logprobs), finish, tuple(self._top))
         self._put(Delta(*told, proposed=self._proposed, accepted=self._accepted))
         self._text, self._tokens, self._logprobs, self._top = "", [], [], []
@@ -148,6 +154,10 @@ class Worker:
         self._keys = 0
         self._lock = threading.Lock()
         self._closed = False
+        self.around: Callable[[], AbstractContextManager[None]] = nullcontext
+        """What is done around the telling of a step's tokens."""
+        self.apart_s = 0.0
+        """Pieces of an answer are told so far apart at least; tokens that come sooner go with the next one."""
         self._decoder: Decoder
         ready: Future[None] = Future()
         self._thread = threading.Thread(target=self._run, args=(make, ready), name=name, daemon=True)
@@ -231,7 +241,12 @@ class Worker:
             task()
 
     def _step(self) -> None:
-        for key, token, logprob, finish, top, *counts in self._decoder.step():
+        steps = self._decoder.step()
+        with self.around():
+            self._tell(steps)
+
+    def _tell(self, steps: Sequence[tuple[Any, ...]]) -> None:
+        for key, token, logprob, finish, top, *counts in steps:
             answer = self._live.get(key)
             if answer is None:
                 continue
