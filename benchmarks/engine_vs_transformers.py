@@ -8,7 +8,7 @@ has no bfloat16 products), transformers with the faster of its `sdpa` and `eager
   done when its longest answer is.
 - *single*: tokens a second of one answer, from its first token to its last.
 - *prefill_share*: useful floating-point operations a second of a 512-token prompt over the best product of two 2,048-square
-  matrices of the same run, in the type that is faster on the machine.
+  matrices measured just before and after it, in the type that is faster on the machine; the median of the runs.
 - *memory_over*: in a process of its own, which loads the model from a folder and answers 8 requests of the kind above: resident
   memory over what it was after the imports, the most of all steps, divided by the bytes of weights and of the most keys and
   values that there were, minus 1. The second of two processes counts: the first one of an installation may compile kernels.
@@ -27,6 +27,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -190,14 +191,17 @@ def prefill(decoded: Any, name: str, depth: int, runs: int) -> float:
     draw = random.Random(1)
     asked = [Asked([draw.randrange(VOCAB) for _ in range(PREFILL)], 1)]
     dtype, cpu = next(decoded.parameters()).dtype, torch.device("cpu")
+    ours(decoded, asked)  # warms up
     cubes, rates = [measured(dtype, cpu)], []
-    for _ in range(runs + 1):
+    for _ in range(3 * runs):
         rates.append(PREFILL / ours(decoded, asked)[-1])
         cubes.append(measured(dtype, cpu))
-    rate = median(rates[1:])  # the first one warms up
-    useful = rate * forward_flops_per_token(shape, PREFILL, 1 / PREFILL, whole_last_layer=True)
-    print(f"prefill ({name}) {rate:.0f} tokens/s: {useful / 1e9:.0f} GFLOP/s useful; cube {max(cubes) / 1e9:.0f} GFLOP/s")
-    return useful / max(cubes)
+    per_token = forward_flops_per_token(shape, PREFILL, 1 / PREFILL, whole_last_layer=True)
+    shares = [rate * per_token / max(pair) for rate, pair in zip(rates, pairwise(cubes), strict=True)]
+    useful, cube = median(rates) * per_token / 1e9, median(cubes) / 1e9
+    print(f"prefill ({name}) {median(rates):.0f} tokens/s: {useful:.0f} GFLOP/s useful; cube {cube:.0f} GFLOP/s;", end="")
+    print(f" shares {' '.join(f'{share:.2f}' for share in sorted(shares))}")
+    return median(shares)
 
 
 def memory_over(depth: int, threads: int) -> float:

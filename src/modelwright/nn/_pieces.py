@@ -84,14 +84,14 @@ def _sloped(job, first, last):  # type: ignore[no-untyped-def]
 def _rotated(job, first, last):  # type: ignore[no-untyped-def]
     """Rows of all heads; a token's cosines and sines are those of as many rows as it has heads."""
     x, cos, sin, made = job[_A], job[_B], job[_C], job[_X]
-    width, half, turns = job[_WIDTH], job[_A + _HALF_OF], job[_TURNS]
+    width, half, half_turns, turns = job[_WIDTH], job[_A + _HALF_OF], job[_B + _HALF_OF], job[_TURNS]
     middle = width // 2
     for row in range(first, last):
         turn, start = row // turns * width, row * width
         for at in range(middle):
             one, two = wide_at(x, start + at, half), wide_at(x, start + middle + at, half)
-            cos_one, cos_two = wide_at(cos, turn + at, half), wide_at(cos, turn + middle + at, half)
-            sin_one, sin_two = wide_at(sin, turn + at, half), wide_at(sin, turn + middle + at, half)
+            cos_one, cos_two = wide_at(cos, turn + at, half_turns), wide_at(cos, turn + middle + at, half_turns)
+            sin_one, sin_two = wide_at(sin, turn + at, half_turns), wide_at(sin, turn + middle + at, half_turns)
             store(made, start + at, one * cos_one - two * sin_one, half)
             store(made, start + middle + at, two * cos_two + one * sin_two, half)
 

@@ -91,6 +91,8 @@ class Plan:
             at = [place for row in self.order for place in range(before[row], before[row] + new[row])]
             self.at_T = torch.tensor(at, device=device)
             self.runs = [self._run(rows, new, memory) for rows in _side_by_side(short)]
+        self.fresh = not self.runs and not any(one.before or one.shared for one in self.documents)
+        """Every row begins here, with many tokens."""
         self._made: dict[Any, Any] = {}
 
     def _run(self, rows: list[int], new: Sequence[int], memory: Memory) -> _Run:
@@ -133,8 +135,9 @@ def attend(plan: Plan, layer: int, query_1HTD: Tensor, key_1KTD: Tensor, value_1
     out_1HTD = torch.empty_like(query_1HTD)
     keys_values = None
     if plan.memory is not None:
-        keys_values = plan.memory.layer(layer, (key_1KTD, value_1KTD))
-        for memory, new in zip(keys_values, (key_1KTD, value_1KTD), strict=True):
+        added = tuple(part.float() if terms.half else part for part in (key_1KTD, value_1KTD))
+        keys_values = plan.memory.layer(layer, (added[0], added[1]))
+        for memory, new in zip(keys_values, added, strict=True):
             memory[plan.row_T, :, plan.at_T] = new[0].transpose(0, 1)
     for number, run in enumerate(plan.runs):
         assert keys_values is not None

@@ -153,6 +153,20 @@ class _Pieces:
         return cls.normed(x, norm)
 
     @classmethod
+    def asked(
+        cls, x_TE: Tensor, layer: _Layer, turn: tuple[Tensor, Tensor], added: Added | None, fresh: bool
+    ) -> tuple[Tensor, Tensor, Tensor] | Tensor:
+        """Queries, keys and values [T, N, C] side by side, or each by itself; those of which it depends on places are turned."""
+        block, heads = layer.block, layer.heads
+        inner_TNC = layer.inner(cls.read(x_TE, block.norm_in), added).view(len(x_TE), -1, turn[0].shape[-1])
+        kv_heads = (inner_TNC.shape[1] - heads) // 2
+        if block.norm_query is not None and block.norm_key is not None:
+            cls.norm_heads(inner_TNC[:, :heads], block.norm_query)
+            cls.norm_heads(inner_TNC[:, heads : heads + kv_heads], block.norm_key)
+        cls.turn(inner_TNC, heads + kv_heads, *turn)
+        return inner_TNC
+
+    @classmethod
     def passed(cls, x_TE: Tensor, gate_up: _Joint, activation: Activation, added: Added | None) -> Tensor:
         """What goes through the gate."""
         return cls.gated(gate_up(x_TE, added), activation)
@@ -191,6 +205,16 @@ class _Halves(_OnePass):
     def read(x: Tensor, norm: Norm) -> Tensor:
         gain = norm.weight.float() + norm.offset
         return _pieces.normed(x, _pieces.scale(x, norm.eps), gain, torch.bfloat16)
+
+    @classmethod
+    def asked(
+        cls, x_TE: Tensor, layer: _Layer, turn: tuple[Tensor, Tensor], added: Added | None, fresh: bool
+    ) -> tuple[Tensor, Tensor, Tensor] | Tensor:
+        if not fresh or not layer.inner.bare or added is not None or layer.block.norm_query is not None:
+            return super().asked(x_TE, layer, turn, added, fresh)
+        given_TE = cls.read(x_TE, layer.block.norm_in)
+        query, key, value = ((given_TE @ weight.t()).unflatten(1, (-1, turn[0].shape[-1])) for weight in layer.inner.weights)
+        return _pieces.rotate(query, *turn), _pieces.rotate(key, *turn), value
 
     @staticmethod
     def passed(x_TE: Tensor, gate_up: _Joint, activation: Activation, added: Added | None) -> Tensor:
@@ -272,16 +296,13 @@ class Lean:
     ) -> None:
         """One layer; what it adds is added to `x_TE`."""
         block, heads, count = layer.block, layer.heads, x_TE.shape[0]
-        inner_TNC = layer.inner(pieces.read(x_TE, block.norm_in), added).view(count, -1, self.width)
-        kv_heads = (inner_TNC.shape[1] - heads) // 2
-        if block.norm_query is not None and block.norm_key is not None:
-            pieces.norm_heads(inner_TNC[:, :heads], block.norm_query)
-            pieces.norm_heads(inner_TNC[:, heads : heads + kv_heads], block.norm_key)
-        pieces.turn(inner_TNC, heads + kv_heads, *turn)
-        if few and _attend_few.fits(plan, layer.terms, self.width):
-            attended_TI = _attend_few.attend_few(plan, layer.number, inner_TNC, heads, layer.terms)
+        parts = pieces.asked(x_TE, layer, turn, added, plan.fresh)
+        if isinstance(parts, Tensor) and few and _attend_few.fits(plan, layer.terms, self.width):
+            attended_TI = _attend_few.attend_few(plan, layer.number, parts, heads, layer.terms)
         else:
-            parts = torch.split(inner_TNC, [heads, kv_heads, kv_heads], 1)
+            if isinstance(parts, Tensor):
+                kv_heads = (parts.shape[1] - heads) // 2
+                parts = torch.split(parts, [heads, kv_heads, kv_heads], 1)
             query_1HTC, key_1KTC, value_1KTC = (part.transpose(0, 1)[None] for part in parts)
             attended_1HTC = attend(plan, layer.number, query_1HTC, key_1KTC, value_1KTC, layer.terms)
             attended_TI = attended_1HTC[0].transpose(0, 1).reshape(count, -1)
