@@ -45,7 +45,7 @@ class FakeStream:
         answer = self._answer(asked)
         if sampling.temperature > 0:
             answer += f" {random.Random(sampling.seed).randrange(10**6)}"
-        if "SLOW" in asked:
+        if "SLOW" in asked or "HELD" in asked:
             answer = "tick " * 1000
         met = min((place for stop in sampling.stop if (place := answer.find(stop)) >= 0), default=len(answer))
         behind = answer[met:][:1]  # the first byte of a stop string is a token, but no text
@@ -55,7 +55,7 @@ class FakeStream:
         pause_s = 0.01 if "SLOW" in asked else 0.0
         held = b""
         for index, byte in enumerate(data):
-            if pause_s and self.cancelled.wait(pause_s):
+            if (pause_s and self.cancelled.wait(pause_s)) or ("HELD" in asked and index == 3 and not self._let_go()):
                 yield Delta("", finish="cancelled")
                 return
             if "BOOM" in asked and index == 3:
@@ -67,6 +67,13 @@ class FakeStream:
         end = tuple(behind.encode()[:1]) if finish == "stop" and len(behind.encode()) == 1 else ()
         top = self._top(end[0]) if end else ()
         yield Delta(held.decode(errors="replace") if held else "", end, (HALF,) * len(end), finish, top)
+
+    def _let_go(self) -> bool:
+        """Waits for the engine's gate; False: it was cancelled before."""
+        while not self.engine.gate.exists():
+            if self.cancelled.wait(0.01):
+                return False
+        return True
 
     def _answer(self, asked: str) -> str:
         if self.request.constraint is not None:
@@ -119,7 +126,9 @@ class FakeEngine:
     context = 2000
     vocabulary = 256
 
-    def __init__(self) -> None:
+    def __init__(self, gate: Path = Path("never")) -> None:
+        self.gate = gate
+        """Answers to HELD go on after their third byte when this file is there."""
         self.lock = threading.Lock()
         self.active = self.most_active = 0
         self.closed = False

@@ -24,6 +24,7 @@ from modelwright.core.errors import UserError
 from modelwright.core.events import Log
 from modelwright.methods import launchers
 from modelwright.methods.launchers import LEASH, End, Job, Launcher, job_of
+from tests import module_kit
 
 ROOT = Path(__file__).parents[1]
 
@@ -326,7 +327,7 @@ def ray_cluster() -> Iterator[Cluster]:
 
     cluster = Cluster()
     with (
-        mock.patch.dict(sys.modules, cluster.modules()),
+        module_kit.in_place(cluster.modules()),
         mock.patch.multiple(ray, POLL_S=0.05, LEAVE_S=2.0),
         mock.patch.dict(os.environ, {"RAY_TMPDIR": "/nowhere"}),
         mock.patch.object(launchers, "LOOK_S", 0.02),

@@ -67,6 +67,18 @@ def test_every_row_is_a_machine_in_base_units(name):
         assert tuple(map(int, row.capability.split("."))) >= (6, 0) and row.tflops.fp16 and row.tflops.fp16 > row.tflops.fp32
 
 
+def test_cards_on_pcie_talk_over_it_and_rates_are_without_sparsity():
+    for name, known in TABLE.items():
+        row = known.row
+        if {"PCIe", "NVL"} & set(row.title.split()):
+            assert row.link is not None and row.link.kind.startswith("PCIe"), f"{name}: a bridge joins two cards or four, no more"
+    for sxm, others in {"a100-40": ("a100-40-pcie",), "a100-80": ("a100-80-pcie",), "h100": ("h100-pcie", "h100-nvl"),
+                        "h200": ("h200-nvl",)}.items():  # fmt: skip
+        for other in others:
+            most, rates = TABLE[sxm].row, TABLE[other].row
+            assert (rates.tflops.bf16 or 0) <= (most.tflops.bf16 or 0) and (rates.power_w or 0) < (most.power_w or 0)
+
+
 def test_the_table_holds_what_the_issue_asks_for():
     asked = (
         "t4 p100 v100 l4 a10g a100-40 a100-80 h100 h100-pcie h100-nvl h200 b200 rtx-3090 rtx-4090 rtx-5090 apple-m1 apple-m4-max "

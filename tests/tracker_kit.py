@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType, SimpleNamespace
 from typing import Any
-from unittest import mock
+
+from tests import module_kit
 
 
 class Told:
@@ -110,5 +110,5 @@ def libraries(calls: list[Any]) -> dict[str, ModuleType]:
 def installed() -> Iterator[list[Any]]:
     """Within the block the libraries are those here; yields what they are told."""
     calls: list[Any] = []
-    with mock.patch.dict(sys.modules, libraries(calls)):
+    with module_kit.in_place(libraries(calls)):
         yield calls

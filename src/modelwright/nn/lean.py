@@ -155,8 +155,8 @@ class _Pieces:
     @classmethod
     def asked(
         cls, x_TE: Tensor, layer: _Layer, turn: tuple[Tensor, Tensor], added: Added | None, fresh: bool
-    ) -> tuple[Tensor, Tensor, Tensor] | Tensor:
-        """Queries, keys and values [T, N, C] side by side, or each by itself; those of which it depends on places are turned."""
+    ) -> tuple[Tensor, ...]:
+        """Queries, keys and values, [T, N, C] side by side or each by itself; queries and keys are turned by their positions."""
         block, heads = layer.block, layer.heads
         inner_TNC = layer.inner(cls.read(x_TE, block.norm_in), added).view(len(x_TE), -1, turn[0].shape[-1])
         kv_heads = (inner_TNC.shape[1] - heads) // 2
@@ -164,7 +164,7 @@ class _Pieces:
             cls.norm_heads(inner_TNC[:, :heads], block.norm_query)
             cls.norm_heads(inner_TNC[:, heads : heads + kv_heads], block.norm_key)
         cls.turn(inner_TNC, heads + kv_heads, *turn)
-        return inner_TNC
+        return (inner_TNC,)
 
     @classmethod
     def passed(cls, x_TE: Tensor, gate_up: _Joint, activation: Activation, added: Added | None) -> Tensor:
@@ -209,8 +209,9 @@ class _Halves(_OnePass):
     @classmethod
     def asked(
         cls, x_TE: Tensor, layer: _Layer, turn: tuple[Tensor, Tensor], added: Added | None, fresh: bool
-    ) -> tuple[Tensor, Tensor, Tensor] | Tensor:
-        if not fresh or not layer.inner.bare or added is not None or layer.block.norm_query is not None:
+    ) -> tuple[Tensor, ...]:
+        plain = layer.inner.bare and layer.block.norm_query is None and not layer.terms.formula
+        if not fresh or not plain or added is not None:
             return super().asked(x_TE, layer, turn, added, fresh)
         given_TE = cls.read(x_TE, layer.block.norm_in)
         query, key, value = ((given_TE @ weight.t()).unflatten(1, (-1, turn[0].shape[-1])) for weight in layer.inner.weights)
@@ -247,6 +248,7 @@ class Lean:
         def joint(parent: str, **parts: Projection) -> _Joint:
             return _Joint({f"model.layers.{index}.{parent}.{name}_proj": part for name, part in parts.items()}, quick)
 
+        half = quick and block.query.weight.dtype == torch.bfloat16 and has_bf16()
         softcap = attention.attn_logit_softcapping if attention.config.model_type == "gemma2" else None
         return _Layer(
             block,
@@ -256,7 +258,7 @@ class Lean:
             joint("self_attn", o=block.out),
             joint("mlp", gate=block.gate, up=block.up),
             joint("mlp", down=block.down),
-            Terms(attention.scaling, block.window, softcap, half=block.query.weight.dtype == torch.bfloat16 and has_bf16()),
+            Terms(attention.scaling, block.window, softcap, half=half),
         )
 
     @torch.no_grad()
@@ -297,12 +299,12 @@ class Lean:
         """One layer; what it adds is added to `x_TE`."""
         block, heads, count = layer.block, layer.heads, x_TE.shape[0]
         parts = pieces.asked(x_TE, layer, turn, added, plan.fresh)
-        if isinstance(parts, Tensor) and few and _attend_few.fits(plan, layer.terms, self.width):
-            attended_TI = _attend_few.attend_few(plan, layer.number, parts, heads, layer.terms)
+        if few and _attend_few.fits(plan, layer.terms, self.width):
+            attended_TI = _attend_few.attend_few(plan, layer.number, parts[0], heads, layer.terms)
         else:
-            if isinstance(parts, Tensor):
-                kv_heads = (parts.shape[1] - heads) // 2
-                parts = torch.split(parts, [heads, kv_heads, kv_heads], 1)
+            if len(parts) == 1:
+                kv_heads = (parts[0].shape[1] - heads) // 2
+                parts = torch.split(parts[0], [heads, kv_heads, kv_heads], 1)
             query_1HTC, key_1KTC, value_1KTC = (part.transpose(0, 1)[None] for part in parts)
             attended_1HTC = attend(plan, layer.number, query_1HTC, key_1KTC, value_1KTC, layer.terms)
             attended_TI = attended_1HTC[0].transpose(0, 1).reshape(count, -1)
