@@ -2,7 +2,7 @@
 and of eight, and the time to the first token that our server adds to the engine called directly. The same Q8_0 file of the
 SmolLM-135M shape, random weights; two threads each; 128 tokens an answer, greedy, streamed from `/v1/completions` by one client,
 which takes turns between the two. Each server is a process of its own, idle while the other is asked. Medians: of speeds, and of
-each round's ratio. Ours sends the pieces of an answer at most 25 times a second, some tokens together; theirs each by itself.
+each round's ratio. Ours sends the pieces of an answer at most 20 times a second, some tokens together; theirs each by itself.
 
 `python -m benchmarks serve_vs_llama_server [--rounds 9] [--tokens 128] [--threads 2]`
 """

@@ -28,8 +28,8 @@ CALLS = frozenset({"encode", "decode", "render", "score", "embed", "unload_adapt
 AT_ONCE = frozenset({"encode", "render", "spell", "submit"})
 """What takes no time worth a thread, where little is asked."""
 LITTLE_BYTES = 4096
-APART_S = 0.04
-"""Between two pieces of an answer, as between two pictures of a film: each costs its way through two processes to a client,
+APART_S = 0.05
+"""Between two pieces of an answer, more often than eyes follow text: each costs its way through two processes to a client,
 half a millisecond of a processor that the model wants, too. On two of them a 135M model gives 3 to 5 % more tokens a second."""
 _SLOW = [Request._fields.index(name) for name in ("constraint", "speculate")]
 """Fields whose making ready takes a while."""
