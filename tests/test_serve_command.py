@@ -84,7 +84,9 @@ def test_sigterm_drains(process, tmp_path):
     with httpx.Client(base_url=url, timeout=LONG_S) as http:
         wait_until(lambda: is_draining(http), LONG_S)
         refused = http.post("/v1/completions", json={"model": "tiny", "prompt": "x"})
-        assert refused.status_code == 503 and refused.headers["retry-after"] and refused.json()["error"]["code"] == "shutting_down"
+        assert (
+            refused.status_code == 503 and refused.headers["retry-after"] and refused.json()["error"]["code"] == "shutting_down"
+        )
         assert http.get("/health").status_code == 200
     (tmp_path / "go").touch()
     reader.join(LONG_S)
