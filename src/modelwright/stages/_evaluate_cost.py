@@ -14,8 +14,8 @@ from modelwright.methods.engines import ENGINES, EngineSpec
 from modelwright.methods.tasks import Task
 from modelwright.stages._train_cost import guess
 
-IMPORTS_BYTES = 0.45e9
-"""torch and transformers in memory."""
+IMPORTS_BYTES, LIGHT_BYTES = 0.45e9, 0.06e9
+"""torch and transformers in memory; numpy and a library."""
 OPEN_S = 0.1
 """A model opened, beside reading its weights."""
 READ_BYTES_PER_S = 500e6
@@ -57,7 +57,7 @@ def cost(
     items, new, lines = _asked(tasks, decoder, rows)
     read, machine = items * row_tokens, given.machine.used_by(1)
     texts = sum(_lines(task, rows) for task in tasks if not task.new_tokens())
-    spans = [imports("torch, transformers and an engine")]
+    spans, of_torch = list[Span](), False
     parts, carded, assumed = tuple[Part, ...](), tuple[Part, ...](), ""
     for ref in models:
         size = given.parents[ref].bytes or UNKNOWN_BYTES
@@ -65,6 +65,7 @@ def cost(
             shape, assumed = guess(0.25 * size), f"; assumed {bytes_text(size)} of float32 weights in {ref}"
         runs_on = engine or cast(EngineSpec, ENGINES.build("llamacpp" if given.parents[ref].type == "export" else "native"))
         runs_on, on = _placed(runs_on, machine)
+        of_torch |= runs_on.local and runs_on.of_torch
         context = given.parents[ref].context or row_tokens
         spans += _spans(shape, on, kind_of(runs_on), context, items - min(texts, items), min(texts, items), new, row_tokens)
         held = runs_on.memory(shape, min(context, row_tokens + CACHE_TOKENS), min(batch, items), given.parents[ref].bytes)
@@ -72,8 +73,11 @@ def cost(
             carded = max(carded, held, key=_total)
             held = tuple(part._replace(name="opening", why=f"{part.why}, before they are on the card") for part in held[:1])
         parts = max(parts, held, key=_total)
+    if of_torch:
+        spans.insert(0, imports("torch, transformers and an engine"))
     spans.append(Span("end", items * ITEM_S, f"{count_text(items)} items scored"))
-    parts = (Part("imports", IMPORTS_BYTES, "torch, transformers and an engine"), *parts)
+    loaded = (IMPORTS_BYTES, "torch, transformers and an engine") if of_torch else (LIGHT_BYTES, "an engine without torch")
+    parts = (Part("imports", *loaded), *parts)
     times = f"{len(models)} models x " if len(models) > 1 else ""
     found = estimate(
         sum(span.seconds for span in spans),
