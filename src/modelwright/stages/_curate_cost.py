@@ -33,8 +33,8 @@ BEGIN_S = 0.8
 SPLIT_BYTES_PER_S = 2e6
 """Of a split on one core; measured."""
 EFFICIENCY = 0.9
-"""What a worker's core gives of a core that works alone. Assumed; two workers on two cores of a shared machine were measured at
-0.79 to 0.84 (`curate_two_cores`, without their start)."""
+"""What a worker's core gives of a core that works alone: two on two cores of a shared machine were measured at 0.87 to 0.96
+(`curate_two_cores`, without their start)."""
 PARENT_S_PER_BYTE = 1e-9
 """What the command itself does with what its workers read: it takes chunks in, writes lines and keeps the ledger; measured."""
 
