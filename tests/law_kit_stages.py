@@ -91,6 +91,8 @@ def _strings(tree: Any) -> list[str]:
 
 UNSTEADY = ("load", "rates", "columns")
 """Events of the machine, not of the spec: they depend on the time, or on what the store knows from earlier runs."""
+UNSTEADY_NOTES = ("statistics were known", "kernels are compiled for this processor")
+"""How notes begin that are told the first time alone, in a store or on a machine."""
 
 
 def see_stage(spec: Any, bench: Any, seed: int = 0) -> Seen:
@@ -124,7 +126,7 @@ def see_stage(spec: Any, bench: Any, seed: int = 0) -> Seen:
         told = [
             [event["event"], event]
             for event in read_events(artifact.path / "metrics.jsonl")
-            if event["event"] not in UNSTEADY and not str(event.get("text", "")).startswith("statistics were known")
+            if event["event"] not in UNSTEADY and not str(event.get("text", "")).startswith(UNSTEADY_NOTES)
         ]
         traced = artifact.manifest["stats"].get("profile", {}).get("steps")
         effort = [[*estimate], sorted(threads), sorted(checkpoints), packed, asked, scored, traced]
