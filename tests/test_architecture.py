@@ -180,7 +180,7 @@ def test_nothing_of_this_machine_is_committed():
 
 
 def test_no_test_forgets_what_was_imported_meanwhile():
-    """`patch.dict(sys.modules, …)` takes every module away that was first imported within it; `module_kit.in_place` does not."""
+    """A patched dict of modules takes all away that was first imported within it; `module_kit.in_place` does not."""
     for path in sorted(Path(__file__).parent.rglob("*.py")):
         found = re.search(r"patch\.dict\(\s*[\"']?sys\.modules", path.read_text(encoding="utf-8"))
         assert found is None, f"{path.name}: use tests/module_kit.py"
