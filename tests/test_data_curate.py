@@ -241,3 +241,14 @@ def test_what_a_source_cannot_read_or_leaves_out_is_in_the_ledger(tmp_path: Path
     read = stats["ledger"][0]
     assert read["rows_out"] == stats["parts"]["all"] > 2 and read["rows_in"] - read["rows_out"] == sum(read["reasons"].values())
     assert spec.external() and all(len(digest) == 64 for digest in spec.external().values())
+
+
+def test_rows_that_a_field_of_the_format_leaves_out_are_no_fault(tmp_path: Path) -> None:
+    run = setup(tmp_path, [])
+    row = {"history": "q", "human_ref_A": "a", "human_ref_B": "b", "labels": 1, "score_A": 4, "score_B": 2, "score_ratio": 2.0}
+    rows = [{**row, "history": f"question {n}", "score_ratio": 1.0 + n % 2} for n in range(20)]
+    run.inputs["./in.jsonl"].path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for on_bad in ("error", "drop"):
+        [read] = stage(source={**SOURCE, "format": "shp", "on_bad": on_bad}).run(run)["ledger"]
+        assert (read["rows_in"], read["rows_out"], read["reasons"]) == (10, 10, {})
+        assert read["left_out"] == {"rows: the scores' ratio is below min_ratio 2": 10}

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import datetime
 import gzip
 import json
 import os
 import sys
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -326,3 +328,43 @@ LEFT = ("123456789012345678901234567890", "NaN", "1E400", '"\\ud800"', "-9223372
 def test_what_the_quick_reader_might_change_is_left_to_python(text: str) -> None:
     assert quick_json(f'{{"a": {text}}}'.encode()) is None
     assert quick_json(b'{"a": 9223372036854775808, "b": 0.1}') == {"a": 9223372036854775808, "b": 0.1}
+
+
+def test_columns_that_are_not_there_and_types_that_json_lacks(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("text,n\na,1\n")
+    with pytest.raises(UserError, match="has no column 'titel'"):
+        rows(tmp_path / "a.csv", columns=["text", "titel"])
+    (tmp_path / "b.csv").write_text("text,text\na,b\n")
+    with pytest.raises(UserError, match="line 1: bad CSV") as error:
+        rows(tmp_path / "b.csv")
+    assert "'text'" in error.value.why
+    (tmp_path / "a.jsonl").write_text('{"text": "a", "n": 1}\n')
+    log = Events()
+    assert rows(tmp_path / "a.jsonl", log, columns=["text", "titel"])[0].meta == {}
+    assert "titel" in log.of("note")[0]["text"]
+    pyarrow = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    day = datetime.datetime(2026, 1, 2, 3)
+    row = {
+        "text": b"as bytes",
+        "when": day,
+        "day": day.date(),
+        "took": datetime.timedelta(seconds=90),
+        "price": Decimal("1.50"),
+        "in": {"at": [day]},
+    }
+    pq.write_table(pyarrow.Table.from_pylist([row]), tmp_path / "a.parquet")
+    [found] = rows(tmp_path / "a.parquet")
+    assert found.text == "as bytes" and found.meta == json.loads(found.to_json())["meta"]
+    assert found.meta["when"] == "2026-01-02T03:00:00" and found.meta["day"] == "2026-01-02" and found.meta["took"] == 90
+    assert found.meta["price"] == 1.5 and found.meta["in"] == {"at": ["2026-01-02T03:00:00"]}
+    pq.write_table(pyarrow.Table.from_pylist([{"text": "a", "image": b"\xff\xd8"}]), tmp_path / "b.parquet")
+    with pytest.raises(UserError, match="line 1: no text") as error:
+        rows(tmp_path / "b.parquet")
+    assert "'image'" in error.value.why and rows(tmp_path / "b.parquet", columns=["text"])[0].text == "a"
+
+
+def test_code_of_the_hub_is_refused() -> None:
+    with pytest.raises(ValueError, match="no code is fetched"):
+        make("code", path="hf:org/name")

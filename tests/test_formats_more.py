@@ -277,6 +277,7 @@ def test_why_a_record_cannot_be_held() -> None:
         ("shp", {**SHP, "labels": 5}, "'labels' is 5"),
         ("shp", {**SHP, "score_A": None}, "'score_A' is no number"),
         ("sharegpt", {"conversations": [{"from": "function_call", "value": "add 1"}]}, "turn 1 .function_call. is not the JSON"),
+        ("messages", {"messages": [USER, {**GOOD, "function_call": {"name": "f"}}]}, "turn 2 has a `function_call`"),
     ],
 )  # fmt: skip
 def test_faults_of_a_row(kind: str, row: dict[str, Any], fault: str) -> None:
@@ -347,8 +348,9 @@ def test_rows_that_a_field_leaves_out_are_counted(tmp_path: Path) -> None:
     log.event = lambda kind, **more: told.append({"kind": kind, **more})  # type: ignore[method-assign]
     found = list(read(tmp_path / "shp.jsonl", log, layout=make("shp")))
     assert [record.id for record in found] == ["shp.jsonl:1"]
-    assert told[0]["kind"] == "unreadable" and told[0]["line"] == 2
-    assert told[0]["why"] == "left out by the format: the scores' ratio is below min_ratio 2"
+    assert told == [
+        {"kind": "excluded", "reason": "rows: the scores' ratio is below min_ratio 2", "files": 1, "path": "shp.jsonl"}
+    ]
     ranked = {"prompt": "q", "responses": ["a", "b", "c"], "scores": [3, 2, 1]}
     (tmp_path / "ranked.jsonl").write_text(json.dumps(ranked) + "\n")
     assert [r.id for r in read(tmp_path / "ranked.jsonl", log)] == ["ranked.jsonl:1#2", "ranked.jsonl:1#3"]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import html
+import io
 import lzma
 import os
 import random
@@ -347,3 +349,92 @@ def test_zip_bombs_among_documents(kind: str, folder: Path) -> None:
     document_kit.archive(folder / evil, {inner: b"<" * (40 << 20)})
     found = told(kind, folder, "drop", max_unpacked_bytes=1 << 20)
     assert [event["why"].partition(":")[0] for event in found.log.of("unreadable")] == ["zip bomb"] and len(found.rows) == 1
+
+
+# --- what the parsers of others raise -------------------------------------------------------------------
+
+
+def _zip(packing: int = zipfile.ZIP_DEFLATED, member: str = "a.jsonl") -> bytearray:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", packing) as made:
+        made.writestr(member, b'{"text": "The river came down."}\n' * 200)
+    return bytearray(out.getvalue())
+
+
+def _locked() -> bytes:
+    data = _zip()
+    data[6] |= 1
+    data[data.index(b"PK\1\2") + 8] |= 1
+    return bytes(data)
+
+
+def _damaged(packing: int, member: str) -> bytes:
+    data = _zip(packing, member)
+    at = 50 + len(member)
+    data[at : at + 40] = bytes(byte ^ 0x5A for byte in data[at : at + 40])
+    return bytes(data)
+
+
+def _book(chapter: str) -> bytes:
+    return _made(lambda file: document_kit.epub(file, [chapter]))()
+
+
+MARKED = "<p>The river</p><![if it rains[]]><p>came down</p><![ %x]>"
+"""Sections that a parser of HTML may not know."""
+POSTS = f"""<posts>
+<row Id="1" PostTypeId="1" AcceptedAnswerId="2" Title="Rivers" Body="{html.escape(MARKED)}"/>
+<row Id="2" PostTypeId="2" Score="1e999" Body="{html.escape(MARKED)}"/>
+</posts>
+"""
+TRICKS: dict[str, tuple[str, str, Callable[[], bytes]]] = {
+    "zip with a password": ("jsonl", "evil.zip", _locked),
+    "zip whose member has no head": ("jsonl", "evil.zip", lambda: b"XXXX" + bytes(_zip())[4:]),
+    "docx packed by LZMA, broken": ("docx", "evil.docx", lambda: _damaged(zipfile.ZIP_LZMA, "word/document.xml")),
+    "docx packed by bzip2, broken": ("docx", "evil.docx", lambda: _damaged(zipfile.ZIP_BZIP2, "word/document.xml")),
+    "mail with marked sections": ("mail", "evil.eml", f"Subject: s\nContent-Type: text/html\n\n{MARKED}\n".encode),
+    "book with marked sections": ("epub", "evil.epub", lambda: _book(MARKED)),
+    "posts with marked sections": ("social", "evil.xml", POSTS.encode),
+    "a score beyond numbers": ("social", "evil.jsonl", lambda: b'{"subreddit": "r", "body": "b", "score": 1e999}\n'),
+    "XML in Big5": ("mediawiki", "evil.xml", lambda: b'<?xml version="1.0" encoding="big5"?><mediawiki></mediawiki>'),
+    "front matter alone": ("markdown", "evil.md", lambda: b"---\ntitle: River\n---\n"),
+    "one name for two columns": ("jsonl", "evil.csv", lambda: b"text,text\nThe river,came down\n"),
+}
+
+
+@pytest.mark.parametrize("trick", TRICKS)
+def test_what_the_parsers_of_others_raise(trick: str, folder: Path) -> None:
+    kind, name, data = TRICKS[trick]
+    (folder / names(kind)[0]).write_bytes(SORTS[kind].good())
+    (folder / name).write_bytes(data())
+    for on_bad in ("error", "drop"):
+        found = told(kind, folder, on_bad)
+        assert not found.silent(name), found
+        assert on_bad == "error" or (found.error is None and any(names(kind)[0] in row.id for row in found.rows))
+
+
+def test_a_thread_of_files_that_change(folder: Path) -> None:
+    (folder / "a.eml").write_bytes(SORTS["mail"].good())
+    (folder / "b.eml").write_bytes(SORTS["mail"].good())
+    rows = make("mail", path="./x/", per="thread").rows({"./x/": Input("./x/", "path", folder)}, Events())
+    next(rows)
+    (folder / "a.eml").write_bytes(SORTS["mail"].good() * 2)
+    with pytest.raises(UserError, match=r"a\.eml changed while it was read"):
+        list(rows)
+
+
+@pytest.mark.parametrize("kind", sorted(SORTS.keys() - {"code", "mail"}))
+def test_files_that_are_passed_over_are_counted(kind: str, folder: Path) -> None:
+    good, other = names(kind)
+    (folder / "deep").mkdir()
+    (folder / ".git").mkdir()
+    (folder / "far").symlink_to(folder / "deep", target_is_directory=True)
+    for name in (good, f"deep/{other}", f".git/{good}", f".{good}", "notes.odt", "README"):
+        (folder / name).write_bytes(SORTS[kind].good())
+    told_of = {event["reason"]: event["files"] for event in told(kind, folder, "error", match="a*").log.of("excluded")}
+    assert told_of == {
+        "files ending in .odt": 1,
+        "files ending in nothing": 1,
+        "files not in `match`": 1,
+        "hidden files": 2,
+        "links to folders": 1,
+    }

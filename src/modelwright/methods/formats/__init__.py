@@ -172,6 +172,8 @@ def _message(item: Any, number: int, role_key: str, content_key: str) -> Message
         message["weight"] = int(weight)
     if who == "function_call":
         message |= {"content": "", "tool_calls": _calls(message["content"], number)}
+    if isinstance(item.get("function_call"), dict):
+        raise ValueError(f"turn {number} has a `function_call`, as the OpenAI API had before `tool_calls`: write it as those")
     if not message["content"] and role != "system" and "tool_calls" not in message:
         raise ValueError(f"turn {number} ({role}) is empty")
     return message

@@ -5,6 +5,7 @@ Source: none to cite, files as they are; zip archives as in APPNOTE.TXT 6.3.10 (
 
 from __future__ import annotations
 
+import lzma
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from modelwright.core.events import Log
 from modelwright.core.record import Record
 from modelwright.core.units import bytes_text
 from modelwright.methods.sources._files import Bad, Files, decode, find, refuse
-from modelwright.methods.sources._open import cannot_read
+from modelwright.methods.sources._open import MEMBER_FAULTS, cannot_read
 
 
 class Unreadable(Exception):
@@ -75,7 +76,7 @@ class Archive:
             raise Unreadable("empty file", "it has no byte")
         try:
             self._zip = zipfile.ZipFile(file)
-        except (zipfile.BadZipFile, ValueError) as error:
+        except MEMBER_FAULTS as error:
             raise Unreadable("not a zip archive", f"{error}; cut off, or another kind of file under this suffix") from None
 
     def __enter__(self) -> Archive:
@@ -100,7 +101,7 @@ class Archive:
             )
         try:
             return self._zip.read(info)
-        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:  # RuntimeError: a password
+        except (*MEMBER_FAULTS, zlib.error, lzma.LZMAError, EOFError) as error:
             raise Unreadable("damaged archive", f"{name}: {error}") from None
 
     def xml(self, name: str) -> Any:

@@ -69,6 +69,12 @@ class _Reader(HTMLParser):
         before = self.lines[-1]
         self.lines[-1] += text.lstrip(" ") if not before or before[-1] in " \t" else text
 
+    def parse_marked_section(self, i: int, report: bool = True) -> int:
+        try:
+            return super().parse_marked_section(i, report)
+        except AssertionError:  # a name that it does not know: what browsers take for a comment
+            return self.parse_bogus_comment(i)
+
     def _end(self) -> None:
         if self.quoted and self.quote:
             self.lines[-1] = self.quote * self.quoted + self.lines[-1]

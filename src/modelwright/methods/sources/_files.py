@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import io
 import itertools
+import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, BinaryIO, ClassVar, NamedTuple
@@ -61,6 +63,8 @@ PIECE_BYTES = 8 << 20
 """A text file is one document up to this size, and beyond it several: a library in one file would fill the memory."""
 LINES_BYTES, FILES = 2 << 20, 256
 """Of a part that is read by itself: a few hundredths of a second of work, and little memory."""
+ENDS = 5
+"""Endings of files that are not read which are told one by one."""
 LOOK_ROWS = 50
 """Rows looked at to tell a file's format: enough to meet optional keys, few enough to keep in memory."""
 
@@ -81,6 +85,28 @@ def find(path: Path, match: str, suffixes: tuple[str, ...]) -> list[Path]:
             f"{path} holds no file to read", f"looked for {match} ending in {', '.join(suffixes)}", "correct the path or `match`"
         )
     return files
+
+
+def tell_passed(path: Path, found: Iterable[Path], suffixes: tuple[str, ...], log: Log) -> None:
+    """Count the files of a folder that are not among those `found`, and why."""
+    kept, passed, ends = set(map(str, found)), Counter[str](), Counter[str]()
+    for folder, folders, names in os.walk(path):
+        passed["links to folders"] += sum(os.path.islink(os.path.join(folder, name)) for name in folders)
+        hidden = _hidden(Path(folder), path)
+        for name in names:
+            if (file := os.path.join(folder, name)) in kept:
+                continue
+            if hidden or name.startswith("."):
+                passed["hidden files"] += 1
+            elif not name.endswith(suffixes):
+                ends[f"files ending in {os.path.splitext(name)[1] or 'nothing'}"] += 1
+            elif os.path.isfile(file):
+                passed["files not in `match`"] += 1
+    shown = ends.most_common(ENDS)
+    passed.update(dict(shown))
+    passed["files with other endings"] += ends.total() - sum(count for _, count in shown)
+    for reason, count in sorted((+passed).items()):
+        log.event("excluded", reason=reason, files=count)
 
 
 def name_in(path: Path, file: Path) -> str:
@@ -112,6 +138,7 @@ class Files(Source):
         """The files to read and what each is called."""
         path = self.place(inputs)
         found = self.found(path)
+        tell_passed(path, found, self.suffixes, log)
         for name, bad in obstacles(path, self.suffixes):
             refuse(name, bad, log, self.on_bad)
         for file in found:
@@ -164,6 +191,7 @@ def read(
     """Every record of a file or folder. `layout`: the row format; unset, each file's is told from its rows."""
     suffixes = only or TEXTS + ROWS
     found = find(path, match, suffixes + ZIP)
+    tell_passed(path, found, suffixes + ZIP, log)
     for name, bad in obstacles(path, suffixes + ZIP):
         refuse(name, bad, log, on_bad)
     for file in found:
@@ -251,13 +279,15 @@ def read_rows(file: File, name: str, log: Log, layout: Format | None, on_bad: On
     head = list(itertools.islice(rows, LOOK_ROWS))
     if not head:
         refuse(name, NO_ROW, log, on_bad)
-    yield from _records(itertools.chain(head, rows), name, _settled(head, name, log, layout), log, on_bad)
+    yield from _records(itertools.chain(head, rows), name, _settled(head, name, log, layout, how.columns), log, on_bad)
 
 
-def _settled(head: list[Row], name: str, log: Log, layout: Format | None) -> Format:
+def _settled(head: list[Row], name: str, log: Log, layout: Format | None, columns: tuple[str, ...] = ()) -> Format:
     """What the first rows are laid out as."""
     layout = layout or looking()
     good = [row.value for row in head if not isinstance(row.value, Bad)]
+    if good and (missing := sorted({*columns} - {key for row in good for key in row})):
+        log.note(f"{name}: none of its first {len(good)} rows has {', '.join(map(repr, missing))}, which `columns` names")
     if good:
         layout, reason = layout.settle(good, name)
         if reason:
@@ -266,6 +296,7 @@ def _settled(head: list[Row], name: str, log: Log, layout: Format | None) -> For
 
 
 def _records(rows: Iterable[Row], name: str, layout: Format, log: Log, on_bad: OnBad) -> Iterator[Record]:
+    chosen: Counter[str] = Counter()
     for row in rows:
         if isinstance(row.value, Bad):
             refuse(name, row.value, log, on_bad, row.line)
@@ -273,9 +304,11 @@ def _records(rows: Iterable[Row], name: str, layout: Format, log: Log, on_bad: O
         try:
             yield from layout.records(row.value, f"{name}:{row.line}")
         except LeftOut as choice:
-            refuse(name, Bad("left out by the format", str(choice)), log, "drop", row.line)
+            chosen[str(choice)] += 1
         except ValueError as error:
             refuse(name, Bad("not the format", str(error)), log, on_bad, row.line)
+    for reason, count in chosen.items():
+        log.event("excluded", reason=f"rows: {reason}", files=count, path=name)
 
 
 class Lines(NamedTuple):
@@ -308,12 +341,13 @@ def line_pieces(path: Path, log: Log, match: str, layout: Format | None, on_bad:
         return None
 
     def pieces() -> Iterator[Lines]:
+        tell_passed(path, files, ROWS + ZIP, log)
         for name, bad in obstacles(path, ROWS + ZIP):
             refuse(name, bad, log, on_bad)
         for file in files:
             name = name_in(path, file)
             head = list(itertools.islice(how.cut(of_lines(raw_lines(file))), LOOK_ROWS))
-            yield from blocks(file, name, _settled(head, name, log, layout), how.columns)
+            yield from blocks(file, name, _settled(head, name, log, layout, how.columns), how.columns)
             if not head:
                 refuse(name, NO_ROW, log, on_bad)
 

@@ -12,6 +12,7 @@ import io
 import lzma
 import os
 import stat
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -34,6 +35,9 @@ _FRAME_BYTES = 1 << 10
 """Unpacked at once, to 32 MB at most: a block of 128 KB takes four bytes."""
 _WINDOW_BYTES = 1 << 27
 """Memory that Zstandard may ask for: what its own program grants without being told."""
+
+MEMBER_FAULTS = (zipfile.BadZipFile, struct.error, RuntimeError, ValueError)
+"""What zipfile raises of a member that is damaged, packed with a password or in a way that it does not know."""
 
 File = Path | zipfile.Path
 """A file, or a member of a zip archive, which is opened and named in the same way."""
@@ -67,7 +71,11 @@ def cannot_read(error: OSError) -> Bad:
 @contextmanager
 def opened(file: File) -> Iterator[BinaryIO]:
     """Its bytes, unpacked; a fault of the packing is an `Unpacking`."""
-    with file.open("rb") as stream:
+    try:
+        raw = file.open("rb")
+    except MEMBER_FAULTS as error:
+        raise Unpacking(Bad("cannot be unpacked", str(error))) from None
+    with raw as stream:
         inner = _unpacked(file.name, stream)
         if inner is stream and isinstance(file, Path):
             yield stream
@@ -171,7 +179,7 @@ def members(file: Path, suffixes: tuple[str, ...]) -> list[zipfile.Path]:
     """The members of a zip archive that end in one of `suffixes`, sorted; OSError where it cannot be opened."""
     try:
         root = zipfile.Path(zipfile.ZipFile(file))
-    except (zipfile.BadZipFile, ValueError) as error:
+    except MEMBER_FAULTS as error:
         raise Unpacking(Bad("not a zip archive", f"{error}; cut off, or another kind of file under this suffix")) from None
     return [zipfile.Path(root.root, name) for name in sorted(root.root.namelist()) if name.endswith(suffixes)]
 
@@ -227,9 +235,18 @@ def _no_file(place: Path) -> str:
 
 def steady(file: Path, items: Iterator[T]) -> Iterator[T]:
     """`items`, which come from this file; UserError where it was changed meanwhile."""
-    before = _state(file)
+    before = state(file)
     yield from items
-    if before and _state(file) != before:
+    unchanged(file, before)
+
+
+State = tuple[int, int, int] | None
+"""None where nobody may look; reading says why."""
+
+
+def unchanged(file: Path, before: State) -> None:
+    """UserError where a file is not what it was."""
+    if before and state(file) != before:
         raise UserError(
             f"{file.name} changed while it was read",
             "size or time of change is another than at the beginning, so that the rows are of neither version",
@@ -238,8 +255,7 @@ def steady(file: Path, items: Iterator[T]) -> Iterator[T]:
         )
 
 
-def _state(file: Path) -> tuple[int, int, int] | None:
-    """None where nobody may look; reading says why."""
+def state(file: Path) -> State:
     try:
         found = file.stat()
     except OSError:

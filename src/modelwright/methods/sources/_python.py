@@ -86,14 +86,16 @@ class PythonTree(Source):
         return [Path(path) for path, _ in self.kept()[0]]
 
     def size_bytes(self) -> float:
-        return float(sum(os.path.getsize(path) for path in self.files()))
+        return float(sum(file.stat().st_size for file in self.files() if file.is_file()))
 
     def digest(self) -> str | None:
         place = locate(self.package)
         total = hashlib.sha256(f"{self.package} {place.version} {place.licence}\n".encode())
         for path, relative in self.kept()[0]:
-            with open(path, "rb") as file:
-                data = file.read()
+            try:
+                data = Path(path).read_bytes()
+            except OSError:  # reading says so
+                data = b""
             total.update(f"{relative} {len(data)}\n".encode())
             total.update(data)
         return total.hexdigest()
@@ -125,6 +127,10 @@ class PythonTree(Source):
                 ", ".join(f"{reason}: {count}" for reason, count in sorted(left_out.items())) or "it has no .py file",
                 "widen `include`, shorten `exclude`, or name a package that is written in Python",
             )
+        closed: list[OSError] = []
+        _walk(locate(self.package), closed)
+        for fault in closed:
+            unreadable(log, os.path.relpath(fault.filename, locate(self.package).base), fault)
         for reason, count in sorted(left_out.items()):
             log.event("excluded", reason=reason, files=count, package=self.package)
         empty = 0
@@ -157,15 +163,16 @@ def _matcher(globs: Iterable[str]) -> re.Pattern[str]:
     return re.compile("|".join(fnmatch.translate(glob) for glob in globs) or r"(?!)")
 
 
-def _walk(place: Place) -> list[tuple[str, str]]:
-    """(file, relative path); plain strings, because `plan` goes through thousands of them for each source."""
+def _walk(place: Place, closed: list[OSError] | None = None) -> list[tuple[str, str]]:
+    """(file, relative path); plain strings, because `plan` goes through thousands of them for a source. `closed`: is given what
+    keeps folders from being listed."""
     found: list[tuple[str, str]] = []
     skip = len(str(place.base)) + 1
     for root in place.roots:
         if root.is_file():
             found.append((str(root), root.relative_to(place.base).as_posix()))
             continue
-        for folder, names, files in os.walk(root):
+        for folder, names, files in os.walk(root, onerror=None if closed is None else closed.append):
             names[:] = [name for name in names if name not in NEVER and not name.startswith("config-")]
             prefix = f"{folder}{os.sep}"
             inside = prefix[skip:].replace(os.sep, "/")

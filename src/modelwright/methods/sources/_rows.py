@@ -7,9 +7,12 @@ https://parquet.apache.org/docs/file-format/ (row groups).
 from __future__ import annotations
 
 import csv
+import datetime
+import decimal
 import itertools
 import json
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable, Iterator, Set
 from typing import Any, NamedTuple
 
 from modelwright.core.errors import UserError, missing_extra
@@ -35,6 +38,8 @@ CSV_FIELD_CHARS = 10_000_000
 """Longest CSV field; the standard library's limit of 131,072 is shorter than a book."""
 JSON_BYTES = 256 << 20
 """Of a `.json` file, which is one value and must be in memory at once, at several times its size."""
+_ODD = re.compile("binary|date|time|duration|decimal|map")
+"""In the names of column types whose values JSON has no type for."""
 BATCH_ROWS, BATCH_BYTES = 1024, 32 << 20
 """Of Parquet that is in memory as objects at once."""
 
@@ -224,7 +229,9 @@ def _csv_rows(file: File, how: How) -> Iterator[Row]:
 
     reader = csv.reader(lines(), delimiter=how.delimiter or delimiter_in(file), quotechar=how.quote, strict=True)
     last = 0
-    keys: list[str] | None = list(how.header) or None
+    keys: list[str] | None = None
+    if how.header:
+        _has(how.columns, keys := list(how.header), file)
     while True:
         start = last + 1
         try:
@@ -243,9 +250,18 @@ def _csv_rows(file: File, how: How) -> Iterator[Row]:
         if spoilt:
             yield Row(start, spoilt)
         elif keys is None:
-            keys = cells
+            if twice := next((key for key in cells if key and cells.count(key) > 1), ""):
+                yield Row(start, Bad("bad CSV", f"two columns are called {twice!r}: rename one; nothing after is read"))
+                return
+            _has(how.columns, keys := cells, file)
         elif cells:
             yield Row(start, _cells(keys, cells))
+
+
+def _has(columns: Iterable[str], names: list[str], file: File) -> None:
+    """UserError where a column that is wanted is not there."""
+    if missing := sorted({*columns} - {*names}):
+        raise UserError(f"{file.name} has no column {missing[0]!r}", f"it has {', '.join(names)}", "correct `columns`")
 
 
 def _cells(keys: list[str], cells: list[str]) -> dict[str, Any] | Bad:
@@ -268,18 +284,46 @@ def _parquet(file: File, how: How) -> Iterator[Row]:
     try:
         with file.open("rb") as stream, pyarrow.parquet.ParquetFile(stream) as table:
             names = [field.name for field in table.schema_arrow]
-            if missing := sorted({*how.columns} - {*names}):
-                raise UserError(f"{file.name} has no column {missing[0]!r}", f"it has {', '.join(names)}", "correct `columns`")
+            _has(how.columns, names, file)
+            odd = {field.name for field in table.schema_arrow if _ODD.search(str(field.type))}
             for group in range(table.num_row_groups):
                 facts = table.metadata.row_group(group)
                 rows = min(BATCH_ROWS, max(1, BATCH_BYTES * facts.num_rows // max(facts.total_byte_size, 1)))
                 batches: Any = table.iter_batches(rows, row_groups=[group], columns=list(how.columns) or None)
                 for value in itertools.chain.from_iterable(batch.to_pylist() for batch in batches):
                     number += 1
-                    yield Row(number, value)
+                    yield Row(number, _plain_row(value, odd) if odd else value)
     except OSError as error:
         yield Row(number + 1, cannot_read(error))
-    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
+    except (pyarrow.ArrowException, ValueError) as error:  # also text that is not UTF-8, and nanoseconds
         yield Row(
             number + 1, Bad("damaged Parquet", f"{type(error).__name__}: {error}".splitlines()[0] + "; nothing after is read")
         )
+
+
+def _plain_row(row: dict[str, Any], odd: Set[str]) -> dict[str, Any] | Bad:
+    """The row with what JSON has no type for as what it has: times as ISO 8601, decimals and spans of time as numbers."""
+    for name in odd & row.keys():
+        try:
+            row[name] = _plain(row[name])
+        except UnicodeDecodeError:
+            return Bad(
+                "no text", f"the column {name!r} holds bytes that are not UTF-8; name those to read (`columns` of `kind: jsonl`)"
+            )
+    return row
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, bytes):
+        return value.decode()
+    if isinstance(value, (datetime.date, datetime.time)):
+        return value.isoformat()
+    if isinstance(value, datetime.timedelta):
+        return value.total_seconds()
+    if isinstance(value, decimal.Decimal):
+        return int(value) if value == value.to_integral_value() else float(value)
+    return value

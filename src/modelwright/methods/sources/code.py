@@ -20,7 +20,7 @@ from modelwright.core.errors import UserError
 from modelwright.core.events import Log
 from modelwright.core.record import Record
 from modelwright.core.spec import Spec
-from modelwright.core.stage import Accepts, Input
+from modelwright.core.stage import Accepts, Input, parse_ref
 from modelwright.methods.sources import OnBad, Source, files_only
 from modelwright.methods.sources._doc_tree import Found, LeftOut, languages, licence_named, walk
 from modelwright.methods.sources._files import Bad, decode, refuse
@@ -42,11 +42,19 @@ def _known(names: tuple[str, ...]) -> tuple[str, ...]:
     return names
 
 
+def _here(ref: str) -> str:
+    if parse_ref(ref).kind == "hf":
+        raise ValueError(f"{ref!r}: of the Hub no code is fetched; name a copy on this machine, ./project/")
+    return ref
+
+
 class Code(Source):
     """One document a file. Nothing is run or imported, links are not followed."""
 
     kind: Literal["code"] = "code"
-    path: Annotated[str, Accepts(("records",)), AfterValidator(files_only)] = Field(examples=["./project/"])
+    path: Annotated[str, Accepts(("records",)), AfterValidator(files_only), AfterValidator(_here)] = Field(
+        examples=["./project/"]
+    )
     """A source tree (with a slash; it starts at the recipe's folder), or one file of it."""
     languages: Annotated[tuple[str, ...], AfterValidator(_known)] = Field((), examples=[("Python",)])
     """Languages to take, by Linguist's names (`Python`, `C++`); a longer list takes more. Default: every one in the table."""

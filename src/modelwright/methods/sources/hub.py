@@ -23,7 +23,7 @@ from modelwright.core.stage import Accepts, Input, parse_ref
 from modelwright.methods.formats import FORMATS, Format
 from modelwright.methods.sources import OnBad, Source, files_only
 from modelwright.methods.sources._doc_files import Unreadable
-from modelwright.methods.sources._files import EVERY, ROWS, find, name_in, read_rows, refuse
+from modelwright.methods.sources._files import EVERY, ROWS, find, name_in, read_rows, refuse, tell_passed
 from modelwright.methods.sources._open import obstacles, steady
 from modelwright.methods.sources.markdown import front_matter
 
@@ -85,7 +85,9 @@ class Hub(Source):
                 CARD in names,
             )
         folder = given.path if given is not None else Path(self.dataset)
-        names = [name_in(folder, file) for file in find(folder, self.match, ROWS)]
+        found = find(folder, self.match, ROWS)
+        tell_passed(folder, found, ROWS, log)
+        names = [name_in(folder, file) for file in found]
         for name, bad in obstacles(folder, ROWS):
             refuse(name, bad, log, self.on_bad)
         return _Repository(names, lambda name: folder / name if folder.is_dir() else folder, (folder / CARD).is_file())
@@ -109,9 +111,13 @@ class Hub(Source):
             return {}
         try:
             facts, _ = front_matter(repository.fetch(CARD).read_text("utf-8", "replace")[:CARD_CHARS])
-        except Unreadable as fault:
+        except (Unreadable, OSError) as fault:
             raise UserError(f"{self.dataset}: {CARD} cannot be read", str(fault), "mend it, or copy the data files") from None
         given = facts.get("configs")
+        if not isinstance(given, (list, type(None))):
+            raise UserError(
+                f"{self.dataset}: `configs` in {CARD} is no list", "a card lists them, each with its files", "mend it"
+            )
         configs = {str(config.get("config_name", "default")): config for config in given or () if isinstance(config, dict)}
         if not configs:
             return {}

@@ -6,6 +6,7 @@ https://cr.yp.to/proto/maildir.html, RFC 3676 section 4.3 (a signature begins wi
 
 from __future__ import annotations
 
+import email.errors
 import email.policy
 import hashlib
 import re
@@ -25,11 +26,13 @@ from modelwright.core.units import bytes_text
 from modelwright.methods.sources._doc_files import Documents, Unreadable
 from modelwright.methods.sources._doc_html import html_text
 from modelwright.methods.sources._files import find, refuse
-from modelwright.methods.sources._open import cannot_read, obstacles
+from modelwright.methods.sources._open import cannot_read, obstacles, state, unchanged
 
 MESSAGE_BYTES = 50_000_000
 """Longer messages are counted as unreadable: they hold films, and would lie in memory thrice."""
 LINE_BYTES = 1 << 20
+FAULTS = (LookupError, ValueError, AttributeError, TypeError, AssertionError, email.errors.MessageError)
+"""What the standard library raises of damaged messages and their headers."""
 _FROM = re.compile(rb"From \S+ .*\d\d:\d\d.*\d{4}")
 """The line between two messages: an address and the C library's time; a sentence that begins with `From ` has none."""
 _ANSWERED = re.compile(
@@ -90,8 +93,11 @@ class Mail(Documents):
         path = self.place(inputs)
         for name, bad in obstacles(path, self.suffixes):
             refuse(name, bad, log, self.on_bad)
-        for places in self._threads(path, log):
+        before = {file: state(file) for file in self.found(path)}
+        for places in self._threads(path, list(before), log):
             yield from self._thread(places, log)
+        for file, was in before.items():
+            unchanged(file, was)
 
     def records(self, file: Path, name: str, log: Log) -> Iterator[Record]:
         for place in places_in(file, name):
@@ -113,7 +119,7 @@ class Mail(Documents):
         try:
             text = body(message)
             facts = self._facts(message)
-        except (LookupError, ValueError, AttributeError, TypeError, RecursionError) as error:  # the standard library's parsers
+        except (*FAULTS, RecursionError) as error:
             raise Unreadable("damaged message", f"{type(error).__name__}: {error}") from None
         if self.cut:
             text = without_quotes(text)
@@ -131,7 +137,7 @@ class Mail(Documents):
 
     # --- threads --------------------------------------------------------------------------------------
 
-    def _threads(self, path: Path, log: Log) -> Iterator[list[Place]]:
+    def _threads(self, path: Path, files: list[Path], log: Log) -> Iterator[list[Place]]:
         """The places of each thread's messages. Ids and places are kept in memory, texts are not."""
         root: dict[str, str] = {}
 
@@ -141,7 +147,7 @@ class Mail(Documents):
             return name
 
         of: list[tuple[str, Place]] = []
-        for file in self.found(path):
+        for file in files:
             name = file.relative_to(path).as_posix() if path.is_dir() else file.name
             try:
                 for place in places_in(file, name):
@@ -256,7 +262,7 @@ def without_quotes(text: str) -> str:
 def _header(message: EmailMessage, name: str) -> str:
     try:
         return str(message.get(name, "")).encode("utf-8", "replace").decode()
-    except (LookupError, ValueError, AttributeError, TypeError) as error:  # the standard library's parser of headers
+    except FAULTS as error:
         raise Unreadable("damaged message", f"its {name}: {type(error).__name__}: {error}") from None
 
 

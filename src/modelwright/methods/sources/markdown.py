@@ -49,15 +49,19 @@ class Markdown(Documents):
 
     def records(self, file: Path, name: str, log: Log) -> Iterator[Record]:
         front: dict[str, Any] = {}
-        for number, record in enumerate(read_text(file, name, log, self.on_bad)):
+        pieces = rows = 0
+        for pieces, record in enumerate(read_text(file, name, log, self.on_bad), 1):
             text = record.text
-            if number == 0:
+            if pieces == 1:
                 front, text = front_matter(text)
             for part, section in enumerate(sections(text), 1) if self.per == "section" else [(0, whole(text))]:
                 body = to_plain(section.text) if self.plain else section.text
                 if body.strip():
+                    rows += 1
                     meta = {**front, "path": name, "headings": section.headings}
                     yield Record(f"{record.id}:{part}" if part else record.id, text=body.strip("\r\n") + "\n", meta=meta)
+        if pieces and not rows:
+            raise Unreadable("no text", "it is front matter or marks alone")
 
 
 def front_matter(text: str) -> tuple[dict[str, Any], str]:

@@ -75,6 +75,8 @@ class MediaWiki(Files):
             refuse(name, Bad("XML that declares entities", f"{error}; nothing after is read"), log, self.on_bad)
         except _TooLarge as error:
             refuse(name, too_large(self.max_page_bytes)._replace(detail=str(error)), log, self.on_bad)
+        except (LookupError, ValueError) as error:  # an encoding that the parser lacks, or takes for none
+            refuse(name, Bad("broken XML", f"{error}; nothing after is read"), log, self.on_bad)
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             refuse(name, Bad("torn archive", f"{error}; nothing after is read"), log, self.on_bad)
         except OSError as error:  # of bz2, broken data too

@@ -183,7 +183,7 @@ def _number(value: Any) -> int:
     """X writes its numbers as text, and Reddit hides young ones as null."""
     try:
         return int(value or 0)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return 0
 
 
