@@ -150,7 +150,8 @@ def test_nothing_is_overwritten_or_half_written(chats: Path, tmp_path: Path, mon
         convert(torn, out, "messages", force=True)
     assert out.read_text() == "mine"
     found = convert(torn, out, "messages", on_bad="drop", force=True)
-    assert found.written == 1 and list(found.unreadable.values()) == [1] and "torn last line" in next(iter(found.unreadable))
+    assert found.written == 1 and found.unreadable == {"torn last line": 1}
+    assert found.samples["torn last line"].startswith("torn.jsonl line 2: ")
     before = out.read_bytes()
 
     def full(*_: Any) -> None:

@@ -211,7 +211,9 @@ def test_rows_that_cannot_be_read_are_counted(home: Path) -> None:
     path = home / "torn.jsonl"
     path.write_text(json.dumps(CHATS[0]) + "\nno JSON\n" + json.dumps(CHATS[2]) + "\n")
     found = preview_file(path, home / "tok", "chatml")
-    assert found.records == 2 and any(note.startswith("cannot be read: 1 bad JSON") for note in found.notes)
+    assert found.records == 2 and any(
+        note.startswith("cannot be read: 1 bad JSON, first torn.jsonl line 2: ") for note in found.notes
+    )
 
 
 def test_plain_text_and_page_are_safe(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -243,3 +245,10 @@ def test_colours_on_a_terminal(home: Path, monkeypatch: pytest.MonkeyPatch, caps
     _coloured(preview_file(home / "chats.jsonl", home / "tok", "chatml", length=128))
     out = capsys.readouterr().out
     assert "\x1b[" in out and "Seven" in re.sub(r"\x1b\[[0-9;]*m", "", out) and "\x1b[31m" not in out.replace("\x1b[1;31m", "")
+
+
+def test_a_file_of_bad_rows_alone_says_which_and_why(home: Path) -> None:
+    path = home / "bad.jsonl"
+    path.write_text("no JSON\n" * 3)
+    with pytest.raises(UserError, match=r"bad\.jsonl line 1: bad JSON"):
+        preview_file(path, home / "tok", "chatml")

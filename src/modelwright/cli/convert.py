@@ -46,7 +46,10 @@ def main(args: list[str]) -> int:
         {"rows": f"{count:,}", "what": "left out", "why": why, "first": found.samples[why]}
         for why, count in found.left_out.items()
     ]
-    rows += [{"rows": f"{count:,}", "what": "unreadable", "why": why, "first": ""} for why, count in found.unreadable.items()]
+    rows += [
+        {"rows": f"{count:,}", "what": "unreadable", "why": why, "first": found.samples[why]}
+        for why, count in found.unreadable.items()
+    ]
     rows += [{"rows": f"{count:,}", "what": "field", "why": why, "first": ""} for why, count in found.fields.items()]
     if rows:
         print_table(rows)

@@ -17,7 +17,7 @@ from modelwright.core.spec import kind_of
 from modelwright.core.stage import Input, Run
 from modelwright.methods.engines._text import DecodedPieces
 from modelwright.methods.objectives import Objective
-from modelwright.methods.sources import OnBad, open_records
+from modelwright.methods.sources import OnBad, of_unreadable, open_records
 from modelwright.methods.templates import Template
 from modelwright.stages._train_open import open_text
 from modelwright.stages._train_rows import encode, prepared
@@ -83,7 +83,10 @@ def preview(stage: Training, run: Run, name: str, asked: Asked, step: int | None
 def preview_file(path: Path, tokenizer: Any, template: Template | None, length: int, asked: Asked) -> Preview:
     """A file of rows as `sft`, `dpo` or `next_token` would see it, whichever its first row fits."""
     given = Input(str(path), "path", path)
-    first = next(open_records(given, Log(None), "drop"))
+    try:
+        first = next(open_records(given, Log(None), "drop"))
+    except UserError:
+        first = next(open_records(given, Log(None)))  # says what is wrong with the rows, and where
     needs, objective = ("pairs", "dpo") if first.chosen else ("answers", "sft") if first.messages else ("text", "next_token")
     seen = Seen.of(Text(tokenizer, template, needs, length))
     facts = _facts(seen.text) | {"objective": f"as `{objective}` sees it"}
@@ -100,13 +103,17 @@ def _looked_at(
     seen: Seen, inputs: Sequence[Input], folder: Path, asked: Asked, title: str, facts: dict[str, str], on_bad: OnBad = "error"
 ) -> Preview:
     notes = ["what is hidden is drawn anew in each step; shown is one draw"] if seen.change else []
-    unreadable = Counter[str]()
+    unreadable, first = Counter[str](), dict[str, str]()
 
     def hear(event: str, fields: dict[str, Any]) -> None:
         if event == "note":
             notes.append(fields["text"])
         elif event == "unreadable":
-            unreadable[fields["why"]] += 1
+            reason, where = of_unreadable(fields)
+            unreadable[reason] += 1
+            first.setdefault(reason, where)
+        elif event == "excluded":
+            notes.append(f"{fields['files']:,} left out: {fields['reason']}")
 
     log = Log(None, hear)
     tokens, made, total = dict.fromkeys(STATES, 0), 0, Ledger()
@@ -129,7 +136,7 @@ def _looked_at(
         raise UserError(
             f"no row is called {asked.row!r}", f"looked through {', '.join(i.ref for i in inputs)}", "ids stand above each row"
         )
-    notes += [f"cannot be read: {count:,} {why}" for why, count in unreadable.items()]
+    notes += [f"cannot be read: {count:,} {why}, first {first[why]}" for why, count in unreadable.items()]
     return Preview(
         title, list(facts.items()), [*shown, *left_out], total.read, total.used, made, tokens, dict(total.dropped), notes
     )

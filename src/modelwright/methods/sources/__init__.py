@@ -116,3 +116,10 @@ def digest_files(paths: Iterable[Path], base: Path | None = None) -> str:
         with path.open("rb") as file:
             total.update(f"{name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
     return total.hexdigest()
+
+
+def of_unreadable(event: Mapping[str, Any]) -> tuple[str, str]:
+    """(the reason, the place and what is wrong there) of an `unreadable` event."""
+    reason, _, detail = str(event["why"]).partition(": ")
+    line = f" line {event['line']}" if event.get("line") else ""
+    return reason, f"{event['file']}{line}: {detail}"

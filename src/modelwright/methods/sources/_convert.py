@@ -21,7 +21,7 @@ from modelwright.core.events import Log
 from modelwright.core.record import Record, from_json
 from modelwright.core.spec import kind_of
 from modelwright.methods.formats import Format, looking
-from modelwright.methods.sources import OnBad
+from modelwright.methods.sources import OnBad, of_unreadable
 from modelwright.methods.sources._files import LOOK_ROWS, Bad, How, objects, read
 from modelwright.methods.sources._rows import JSON_BYTES
 from modelwright.methods.sources._rows import Row as Found
@@ -51,7 +51,7 @@ class Converted(NamedTuple):
     left_out: dict[str, int]
     """Records that the target cannot hold, by the reason."""
     samples: dict[str, str]
-    """Of each of these reasons, the first record."""
+    """Of each of these reasons, the first record, or the place and what is wrong there."""
     fields: dict[str, int]
     """What became of fields in rows that were written, where the target has no place or no type for them."""
 
@@ -67,8 +67,12 @@ class _Told:
     def hear(self, event: str, fields: dict[str, Any]) -> None:
         if event == "note":
             self.notes.append(fields["text"])
+        elif event == "excluded":
+            self.notes.append(f"{fields['files']:,} left out: {fields['reason']}")
         elif event == "unreadable":
-            self.unreadable[str(fields["why"])] += 1
+            reason, where = of_unreadable(fields)
+            self.unreadable[reason] += 1
+            self.samples.setdefault(reason, where)
 
     def refuse(self, record: Record, why: str) -> None:
         self.left_out[why] += 1
@@ -105,10 +109,11 @@ def convert(
                     file.write(record.to_json() + b"\n" + json.dumps(row).encode() + b"\n")
         written = _written(made, kept, to, told)
         if not written:
-            reasons = "; ".join(f"{count} of {total}: {why}" for why, count in told.left_out.most_common(3))
+            why_not = [f"{count} of {total}: {why}" for why, count in told.left_out.most_common(3)]
+            why_not += [f"{count} unreadable: {why}, {told.samples[why]}" for why, count in told.unreadable.most_common(3)]
             raise UserError(
                 f"no row of {source} can be written as `{kind_of(to)}` to {target.name}",
-                reasons or "it holds no row that can be read",
+                "; ".join(why_not) or "it holds no row that can be read",
                 "`messages` holds every chat, `preference` every pair and `text` every document; `.jsonl` keeps every type",
             )
         told.notes.append(_detected(made, target.name, to))
