@@ -271,6 +271,14 @@ def test_a_failed_run_says_so(run: RunView) -> None:
     assert 'id="training"' not in html and 'id="samples"' not in html and 'id="ledger"' in html
 
 
+def test_what_sources_leave_out_is_told(run: RunView) -> None:
+    found = [s._replace(manifest=copy.deepcopy(dict(s.manifest))) for s in run.stages]
+    curated = next(s for s in found if s.kind == "curate")
+    curated.manifest["stats"]["ledger"][0]["left_out"] = {"hidden files": 1234}
+    text = " ".join(Page(render(run._replace(stages=tuple(found)))).text.split())
+    assert "files or entries of them: 1,234 hidden files." in text
+
+
 # --- the parts ----------------------------------------------------------------------------------------
 
 

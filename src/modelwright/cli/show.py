@@ -91,6 +91,9 @@ def _one(view, as_json: bool) -> int:  # type: ignore[no-untyped-def]
     print_table(view.table())
     if manifest["kind"] == "curate":
         print_table(_funnel(manifest["stats"]), title="rows through the steps")
+        if passed_over := {name: n for entry in manifest["stats"]["ledger"] for name, n in entry["left_out"].items()}:
+            told = ", ".join(f"{count:,} {name}" for name, count in passed_over.items())
+            print(f"left out before by the settings of its sources, files or entries of them: {told}")
     return 0
 
 

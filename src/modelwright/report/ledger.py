@@ -59,6 +59,8 @@ class Ledger(NamedTuple):
     bytes_in: str
     bytes_out: str
     parts: list[tuple[str, str]]
+    passed_over: list[tuple[str, str]]
+    """What the settings of sources leave out, which is no row yet."""
     steps: list[Passage]
     reasons: list[Reason]
     cuts: list[Reason]
@@ -89,6 +91,7 @@ def ledger(stage: StageView) -> Ledger:
         size(number(tree, "bytes_in")),
         size(number(tree, "bytes_out")),
         parts if len(parts) > 1 else [],
+        [(str(name), exact(number(step, "left_out", name))) for step in steps for name in table(step, "left_out")],
         passages,
         [r for p in passages for r in p.reasons],
         [r for p in passages for r in p.cuts],
