@@ -220,6 +220,8 @@ def test_perplexity_bounds_and_shares(run: Run) -> None:
 def test_perplexity_refusals(run: Run) -> None:
     with pytest.raises(ValueError, match="without a bound every row stays"):
         make("perplexity", model="./judge/")
+    with pytest.raises(ValueError, match="no row could pass"):
+        make("perplexity", model="./judge/", min=3, max=2)
     with pytest.raises(ValueError, match="leave no row"):
         make("perplexity", model="./judge/", lowest=0.5, highest=0.5)
     with pytest.raises(UserError, match=r"more than .* can see"):

@@ -110,3 +110,27 @@ def test_a_torn_digest_cache_is_forgotten(tmp_path):
     (tmp_path / "digests.json").write_text('{"a": ["1:')
     (tmp_path / "a").write_text("x")
     assert len(Digests(tmp_path / "digests.json").file(tmp_path / "a")) == 64
+
+
+def test_of_a_dataset_all_is_fetched_that_a_source_reads(hub, monkeypatch):
+    import fnmatch
+
+    import huggingface_hub
+
+    from modelwright.methods.sources import SOURCES
+    from modelwright.methods.sources._files import ROWS, TEXTS, ZIP, Files
+
+    asked = []
+    monkeypatch.setattr(
+        huggingface_hub, "snapshot_download", lambda *_, allow_patterns, **__: asked.append(allow_patterns) or "."
+    )
+    hub_files(parse_ref("hf:org/name"), COMMIT, Accepts(("records",)), "here")
+    hub_files(parse_ref("hf:org/name"), COMMIT, Accepts(("model",)), "here")
+    kinds = [SOURCES.load(kind) for kind in SOURCES.names()]
+    ends = {end for kind in kinds if issubclass(kind, Files) for end in kind.suffixes} | {*ROWS, *TEXTS, *ZIP}
+    data, model = asked
+    for end in ends - {".js"}:  # code, by its name
+        assert any(fnmatch.fnmatch(f"data/x{end}", pattern) for pattern in data), end
+    for pattern in (*data, *model):
+        assert not any(fnmatch.fnmatch(name, pattern) for name in ("x.py", "x.pkl", "x.bin", "x.pt", "x.js"))
+    assert "*.safetensors" in model and "*.safetensors" not in data

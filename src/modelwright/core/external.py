@@ -149,7 +149,8 @@ def hub_files(address: Address, commit: str, accepts: Accepts, where: str) -> Pa
     except ImportError:
         raise missing_extra("huggingface_hub", "hub", f"hf:{address.name}") from None
     try:
-        return Path(snapshot_download(address.name, revision=commit, repo_type=repo_type(accepts), allow_patterns=SAFE_FILES))
+        wanted = DATA_FILES if repo_type(accepts) == "dataset" else SAFE_FILES
+        return Path(snapshot_download(address.name, revision=commit, repo_type=repo_type(accepts), allow_patterns=wanted))
     except Exception as error:  # as above
         raise _not_fetched(address, commit, f"{type(error).__name__}: {error}".splitlines()[0], where) from None
 
@@ -190,6 +191,13 @@ def _not_fetched(address: Address, commit: str, why: str, where: str) -> UserErr
     )
 
 
+_PLAIN = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".md", ".rst", ".xml", ".warc", ".wet")
+_WHOLE = (".parquet", ".zip", ".html", ".htm", ".xhtml", ".markdown", ".pdf", ".docx", ".epub", ".eml", ".mbox")
+DATA_FILES = [
+    *(f"*{end}{packing}" for end in _PLAIN for packing in ("", ".gz", ".bz2", ".xz", ".zst")),
+    *(f"*{e}" for e in _WHOLE),
+]
+"""Of a dataset: whatever a source may read."""
 SAFE_FILES = [
     "*.safetensors",
     "*.json",

@@ -59,6 +59,8 @@ class Perplexity(Choosing):
     def _drops_something(self) -> Perplexity:
         if self.min is None and self.max is None and not self.lowest and not self.highest:
             raise ValueError("needs `min`, `max`, `lowest` or `highest`; without a bound every row stays")
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError(f"`min` {self.min:g} is above `max` {self.max:g}: no row could pass")
         if self.lowest + self.highest >= 1:
             raise ValueError("`lowest` and `highest` together leave no row")
         return self
