@@ -211,6 +211,24 @@ def test_the_number_of_workers_changes_nothing(tmp_path: Path, monkeypatch: pyte
     assert curated(tmp_path, "disk", 2) == alone, "nor whether rows wait on the disk"
 
 
+@pytest.mark.usefixtures("all_travel")
+def test_what_comes_back_from_a_worker_leaves_the_same_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command works on it behind later rows, of whose drops it may have kept enough."""
+    monkeypatch.setattr(_curate_flow, "CHUNK_ROWS", 5)
+    write_records(tmp_path / "rows.jsonl", docs([f"{'long' * (number % 2)} {number}" for number in range(45)]))
+    ref = str(tmp_path / "rows.jsonl")
+    # two sources are read here, in chunks
+    source = [{"kind": "jsonl", "path": ref}, {"kind": "jsonl", "path": ref, "on_bad": "drop"}]
+    stage: Any = STAGES.build({"kind": "curate", "source": source, "steps": [{"kind": "length", "min_chars": 5}]})
+    found = []
+    for count in (1, 2):
+        out = tmp_path / f"out-{count}"
+        out.mkdir()
+        stage.run(Run(out, {ref: Input(ref, "path", Path(ref))}, 0, Log(None), workers=count))
+        found.append({path.name: path.read_bytes() for path in sorted(out.iterdir())})
+    assert found[0] == found[1] and len(found[0]["dropped.jsonl"].splitlines()) == 20
+
+
 def test_rows_that_wait_are_read_again(tmp_path: Path) -> None:
     rows = [*docs(["a", "", "b\n", "ü \ud800"]), Record("c", messages=[{"role": "user", "content": "é"}], meta={"n": 1})]
     chars = [1, 0, 2, 3, 1]

@@ -44,10 +44,18 @@ T = TypeVar("T")
 class Workers:
     """`target` names a function (`package.module:function`) that takes `payload` and returns what is called with each item.
 
-    With `here`, which does the same, this process is one of `count`: it takes an item where it would have to wait."""
+    With `here`, which does the same, this process is one of `count`: it takes an item where it would have to wait. Every process
+    gets its items in their order, but for those that come back from a worker: `late` does them, else `here`, too."""
 
-    def __init__(self, target: str, payload: Any, count: int, here: Callable[[Any], Any] | None = None) -> None:
-        self._here = here
+    def __init__(
+        self,
+        target: str,
+        payload: Any,
+        count: int,
+        here: Callable[[Any], Any] | None = None,
+        late: Callable[[Any], Any] | None = None,
+    ) -> None:
+        self._here, self._late = here, late or here
         self._workers = [_Worker(target, payload) for _ in range(count - (here is not None))]
 
     def map(self, items: Iterable[Any]) -> Iterator[Any]:
@@ -82,7 +90,7 @@ class Workers:
                 more = False
                 if not waiting:
                     return
-                if not _taken_back(waiting, here):
+                if not _taken_back(waiting, self._late or here):
                     yield waiting.popleft()()
 
     def close(self) -> None:

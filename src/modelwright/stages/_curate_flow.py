@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from functools import partial
 from time import monotonic, perf_counter
 from typing import Any, NamedTuple, Protocol
 
@@ -122,7 +123,7 @@ class Flow:
         if how.cluster is not None:
             return how.cluster.pool(WORK, payload, how.workers)
         workers = how.workers or 1
-        return _Here(self._work) if workers == 1 else Workers(WORK, payload, workers, self._work)
+        return _Here(self._work) if workers == 1 else Workers(WORK, payload, workers, self._work, partial(self._work, late=True))
 
 
 class _Stage:

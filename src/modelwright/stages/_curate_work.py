@@ -83,7 +83,8 @@ class Work:
         self._known = Known(run.columns, stored)
         self._kept: Counter[tuple[str, str]] = Counter()
 
-    def __call__(self, item: tuple[int, Chunk]) -> Done:
+    def __call__(self, item: tuple[int, Chunk], late: bool = False) -> Done:
+        """`late`: behind chunks that come after it."""
         number, chunk = item
         stretch = self.stretches[number]
         read = None
@@ -100,7 +101,8 @@ class Work:
         for named, judge in zip(stretch.steps, self._judges[number], strict=True):
             entry = Entry(named.name, named.step.judges)
             rows, sizes = _judged(entry, judge, rows, sizes)
-            self._keep_first(entry)
+            if not late:
+                self._keep_first(entry)
             accounts.append(entry)
         numbers: Numbers = {}
         if stretch.counting is not None:
