@@ -214,7 +214,8 @@ class _Halves(_OnePass):
         if not fresh or not plain or added is not None:
             return super().asked(x_TE, layer, turn, added, fresh)
         given_TE = cls.read(x_TE, layer.block.norm_in)
-        query, key, value = ((given_TE @ weight.t()).unflatten(1, (-1, turn[0].shape[-1])) for weight in layer.inner.weights)
+        shape = (len(x_TE), -1, turn[0].shape[-1])
+        query, key, value = ((given_TE @ weight.t()).view(shape) for weight in layer.inner.weights)
         return _pieces.rotate(query, *turn), _pieces.rotate(key, *turn), value
 
     @staticmethod
