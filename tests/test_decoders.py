@@ -17,7 +17,6 @@ from modelwright.methods.decoders import DECODERS, Decoded, Decoder, mean_logpro
 from modelwright.methods.engines import ENGINES, Completion, Constraint, Request, Sampling, open_engine
 from tests import engine_kit as kit
 from tests.decoder_kit import Scripted, said
-from tests.test_native_adapters import made
 
 STOPS = list(range(340, 398))
 """So many tokens end an answer that random models end some."""
@@ -245,7 +244,7 @@ def test_branches_are_whole_forward_passes(kind: str, sizes: dict[str, Any], tmp
 
 
 def test_branches_wear_the_adapter_of_their_request(engine: Any, tmp_path: Path) -> None:
-    made(tmp_path / "few", 2, r=2, lora_alpha=2, target_modules=["q_proj", "down_proj"])
+    kit.adapter(tmp_path / "few", kit.model(), 2, r=2, lora_alpha=2, target_modules=["q_proj", "down_proj"])
     engine.load_adapter("few", tmp_path / "few")
     request, named = asked(most=8), asked(most=8)._replace(adapter="few")
     beam = decoder("beam", beams=1, early_stopping=True)
