@@ -39,9 +39,9 @@ def parser(command: str, description: str, needed: bool = True) -> argparse.Argu
     return made
 
 
-def add_more(parse: argparse._ActionsContainer, model: str, adapter: str, name: str = "NAME=") -> None:
-    """The options of a command that opens several models; `model` and `adapter`: help on these."""
-    more = {"--model": ("NAME=PATH", model), "--adapter": (f"[MODEL:]{name}PATH", adapter)}
+def add_more(parse: argparse._ActionsContainer, model: str, adapter: str, named: str = "[MODEL:]NAME=PATH") -> None:
+    """The options of a command that opens several models; `model` and `adapter`: help on these, `named`: how adapters are."""
+    more = {"--model": ("NAME=PATH", model), "--adapter": (named, adapter)}
     for option, (metavar, about) in more.items():
         parse.add_argument(
             option, dest=f"{option[2:]}s", action="append", default=[], metavar=metavar, help=f"{about}; may be repeated"

@@ -28,8 +28,10 @@ def parser() -> argparse.ArgumentParser:
     parse.add_argument("--top-p", type=float, default=1.0, help="(%(default)s)")
     parse.add_argument("--max-tokens", type=int, default=0, help="longest answer; 0: what fits (%(default)s)")
     parse.add_argument("--seed", type=int, default=0, help="of the sampling (%(default)s)")
-    adapter = "an adapter (PEFT's folder, or GGUF under llama.cpp), of the first model unless told; it begins with its first"
-    _model.add_more(parse, "one more model, which /model switches to", adapter, "[NAME=]")
+    adapter = (
+        "an adapter (PEFT's folder, or GGUF under llama.cpp), of the first model unless told; the first begins with its first"
+    )
+    _model.add_more(parse, "one more model, which /model switches to", adapter, "[[MODEL:]NAME=]PATH")
     parse.add_argument("--no-history", action="store_true", help="keep no file of the lines that are typed")
     return parse
 

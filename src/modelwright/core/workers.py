@@ -55,7 +55,7 @@ class Workers:
         here: Callable[[Any], Any] | None = None,
         late: Callable[[Any], Any] | None = None,
     ) -> None:
-        self._here, self._late = here, late or here
+        self._here, self._late = here, late
         self._workers = [_Worker(target, payload) for _ in range(count - (here is not None))]
 
     def map(self, items: Iterable[Any]) -> Iterator[Any]:

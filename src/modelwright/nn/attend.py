@@ -135,9 +135,9 @@ def attend(plan: Plan, layer: int, query_1HTD: Tensor, key_1KTD: Tensor, value_1
     out_1HTD = torch.empty_like(query_1HTD)
     keys_values = None
     if plan.memory is not None:
-        added = tuple(part.float() if terms.half else part for part in (key_1KTD, value_1KTD))
-        keys_values = plan.memory.layer(layer, (added[0], added[1]))
-        for memory, new in zip(keys_values, added, strict=True):
+        kept = (key_1KTD.float(), value_1KTD.float()) if terms.half else (key_1KTD, value_1KTD)
+        keys_values = plan.memory.layer(layer, kept)
+        for memory, new in zip(keys_values, kept, strict=True):
             memory[plan.row_T, :, plan.at_T] = new[0].transpose(0, 1)
     for number, run in enumerate(plan.runs):
         assert keys_values is not None

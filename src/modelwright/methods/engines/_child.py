@@ -9,8 +9,6 @@ import os
 import signal
 import threading
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -104,14 +102,6 @@ class Child:
         except (OSError, ValueError):
             os._exit(1)
 
-    @contextmanager
-    def _told(self) -> Iterator[None]:
-        try:
-            with self._pipe.gathered():
-                yield
-        except (OSError, ValueError):
-            os._exit(1)
-
     def _do(self, name: str, argument: Any) -> Any:
         if name == "open":
             return self._open(**argument)
@@ -135,7 +125,7 @@ class Child:
         engine = self._engine = made.open(Path(model))
         if isinstance(engine, Opened):
             self._ours = True
-            engine.tell_within(self._told, APART_S)
+            engine.tell_within(self._pipe.gathered, APART_S)
         return {"capabilities": sorted(engine.capabilities), "context": engine.context, "vocabulary": engine.vocabulary}
 
     def _stream(self, number: int, argument: Any) -> None:

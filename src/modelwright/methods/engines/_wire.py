@@ -40,8 +40,7 @@ class Pipe:
             self._gathered.append(data)
             return
         with self._lock:
-            self._out.write(data)
-            self._out.flush()
+            self._write(data)
 
     @contextmanager
     def gathered(self) -> Iterator[None]:
@@ -53,8 +52,7 @@ class Pipe:
             self._gatherer, data = 0, b"".join(self._gathered)
             self._gathered.clear()
             with self._lock:
-                self._out.write(data)
-                self._out.flush()
+                self._write(data)
 
     def send_now(self, *message: Any) -> bool:
         """The same where it cannot wait for the other side to read; False: it might, and nothing was sent."""
@@ -70,11 +68,15 @@ class Pipe:
             room.register(self._out.fileno(), select.POLLOUT)
             if not room.poll(0):
                 return False
-            self._out.write(data)
-            self._out.flush()
+            self._write(data)
             return True
         finally:
             self._lock.release()
+
+    def _write(self, data: bytes) -> None:
+        """By whoever holds the lock."""
+        self._out.write(data)
+        self._out.flush()
 
     def receive(self) -> Any:
         """None when the pipe has ended, in the middle of a message too."""
