@@ -180,6 +180,8 @@ def test_hub_reads_a_local_dataset_by_split(tmp_path: Path) -> None:
         read(split="validation")
     assert "test, train" in error.value.fix
     assert len(list(make("hub", dataset=str(tmp_path) + "/").read(Log(None)))) == 3
+    parquet(tmp_path / "data" / "dev.parquet", [{**ROW, "licence": "x"}])
+    assert read(split="validation")[0].meta and not read(split="validation", columns=["messages"])[0].meta
 
 
 def test_the_hub_is_asked_for_the_files_of_one_split_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -354,3 +354,40 @@ def test_rows_that_a_field_leaves_out_are_counted(tmp_path: Path) -> None:
     ranked = {"prompt": "q", "responses": ["a", "b", "c"], "scores": [3, 2, 1]}
     (tmp_path / "ranked.jsonl").write_text(json.dumps(ranked) + "\n")
     assert [r.id for r in read(tmp_path / "ranked.jsonl", log)] == ["ranked.jsonl:1#2", "ranked.jsonl:1#3"]
+
+
+def written(path: Path, *rows: dict[str, Any]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def heard(path: Path, **asked: Any) -> tuple[list[Record], list[tuple[str, dict[str, Any]]]]:
+    """The rows, and all that was said of them."""
+    told: list[tuple[str, dict[str, Any]]] = []
+    return list(read(path, Log(None, lambda event, fields: told.append((event, fields))), **asked)), told
+
+
+@pytest.mark.parametrize(("kind", "key"), [("messages", "messages"), ("sharegpt", "conversations")])
+def test_what_turns_hold_beside_their_text_is_kept_or_counted(tmp_path: Path, kind: str, key: str) -> None:
+    odd = {**GOOD, "audio": {"id": "a"}, "refusal": None, "annotations": [], "thinking": "t"}
+    path = written(tmp_path / "r.jsonl", {key: [USER, odd]}, {key: [USER, odd], "documents": [{"role": "x", "title": "kept"}]})
+    found, told = heard(path, layout=make(kind))
+    assert found[0].messages == [USER, {**GOOD, "thinking": "t"}] and found[1].meta
+    counted = [fields for event, fields in told if event == "excluded"]
+    assert counted == [{"reason": "`audio` of turns; the rows stay", "files": 2, "path": "r.jsonl"}]
+
+
+def test_where_bad_rows_are_dropped_a_few_odd_ones_hide_no_format(tmp_path: Path) -> None:
+    chats = [{"messages": [USER, GOOD]}] * 19
+    path = written(tmp_path / "r.jsonl", chats[0], {"oops": 1}, *chats[1:])
+    with pytest.raises(UserError, match="row 2 is not `messages`, though 19 of 20 rows are"):
+        heard(path)
+    found, told = heard(path, on_bad="drop")
+    assert len(found) == 19
+    notes = [fields["text"] for event, fields in told if event == "note"]
+    assert any("as 19 of its first 20 rows; row 2 is the first that is not" in note for note in notes)
+    assert [(fields["line"], fields["why"]) for event, fields in told if event == "unreadable"] == [
+        (2, "not the format: 'messages' is missing")
+    ]
+    with pytest.raises(UserError, match="no known format"):  # every third row: whoever wrote them meant two things
+        heard(written(tmp_path / "m.jsonl", *chats[:4], {"oops": 1}, {"oops": 2}), on_bad="drop")

@@ -345,6 +345,8 @@ def test_url_rules(tmp_path: Path) -> None:
     assert urls("https://x.good.example/", "https://other.example/", "no address", allow=["good.example"]) == [
         "", "domain not allowed", "domain not allowed",
     ]  # fmt: skip
+    with pytest.raises(ValueError, match="no rule is given"):
+        urls("https://a.example/")
     (tmp_path / "list.txt").write_text("# banned\nbad.example  # why\n\nworse.example\n")
     given = {"inputs": {"./list.txt": tmp_path / "list.txt"}}
     assert urls("https://worse.example/", "https://a.example", domains_from="./list.txt", **given) == ["banned domain", ""]

@@ -79,8 +79,8 @@ class Format(Spec):
             raise _cannot(kind, record, f"{', '.join(lost)} would be read back otherwise")
         return row
 
-    def settle(self, rows: Sequence[dict[str, Any]], name: str) -> tuple[Format, str]:
-        """The format for a whole file, given its first rows, and why ('' where the recipe says so)."""
+    def settle(self, rows: Sequence[dict[str, Any]], name: str, odd: float = 0) -> tuple[Format, str]:
+        """The format for a whole file, given its first rows, and why ('' where the recipe says so); `odd` as in `detect`."""
         return self, ""
 
 
@@ -103,18 +103,22 @@ def _default(kind: str) -> Format:
     return spec
 
 
-def detect(rows: Sequence[dict[str, Any]], name: str) -> tuple[Format, str]:
-    """The one format that every row fits, and why; UserError where none does, or several do."""
+def detect(rows: Sequence[dict[str, Any]], name: str, odd: float = 0) -> tuple[Format, str]:
+    """The one format that every row fits, but for a share of at most `odd`, and why; UserError where none does, or several do."""
     found: list[tuple[Format, str]] = []
     partial: list[str] = []
     for kind in FORMATS.names():
         spec = _default(kind)
         reasons = [spec.fits(row) for row in rows]
-        if reasons and all(reasons):
-            found.append((spec, str(reasons[0])))
-        elif any(reasons):
-            first = next(i for i, reason in enumerate(reasons) if reason is None)
-            partial.append(f"row {first + 1} is not `{kind}`, though {sum(map(bool, reasons))} of {len(rows)} rows are")
+        fitting = list(filter(None, reasons))
+        if not fitting:
+            continue
+        first = next((number for number, reason in enumerate(reasons, 1) if reason is None), 0)
+        if len(rows) - len(fitting) <= odd * len(rows):
+            some = f", as {len(fitting)} of its first {len(rows)} rows; row {first} is the first that is not" if first else ""
+            found.append((spec, fitting[0] + some))
+        else:
+            partial.append(f"row {first} is not `{kind}`, though {len(fitting)} of {len(rows)} rows are")
     wider = {kind for spec, _ in found for kind in spec.over}
     others = [(spec, reason) for spec, reason in found if kind_of(spec) in wider]
     found = [(spec, reason) for spec, reason in found if kind_of(spec) not in wider]
@@ -153,6 +157,16 @@ def dialogue(items: Any) -> list[Message]:
 
 CARRIED = ("tool_calls", "tool_call_id", "name", "reasoning_content", "thinking")
 """Keys of a turn that stay in it: tool calls and thoughts as OpenAI, DeepSeek and gpt-oss spell them."""
+
+
+_READ = {"role", "from", "content", "value", "weight", "loss_weight", *CARRIED}
+
+
+def not_kept(row: Mapping[str, Any], record: Record) -> set[str]:
+    """Keys of the row's turns that hold something and have no place in the record."""
+    lists = (value for key, value in row.items() if type(value) is list and key not in record.meta)
+    turns = (turn for turns in lists for turn in turns if isinstance(turn, dict) and ("role" in turn or "from" in turn))
+    return {key for turn in turns for key in turn.keys() - _READ if turn[key] not in (None, "", [], {})}
 
 
 def _message(item: Any, number: int, role_key: str, content_key: str) -> Message:

@@ -33,5 +33,5 @@ class Auto(Format):
     def records(self, row: dict[str, Any], name: str) -> list[Record]:
         return detect([row], name)[0].records(row, name)
 
-    def settle(self, rows: Sequence[dict[str, Any]], name: str) -> tuple[Format, str]:
-        return detect(rows[: self.rows], name)
+    def settle(self, rows: Sequence[dict[str, Any]], name: str, odd: float = 0) -> tuple[Format, str]:
+        return detect(rows[: self.rows], name, odd)

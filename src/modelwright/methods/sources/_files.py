@@ -21,7 +21,7 @@ from modelwright.core.record import Record, parse_records
 from modelwright.core.spec import kind_of
 from modelwright.core.stage import Accepts, Input
 from modelwright.core.units import bytes_text
-from modelwright.methods.formats import Format, LeftOut, looking
+from modelwright.methods.formats import Format, LeftOut, looking, not_kept
 from modelwright.methods.sources import OnBad, Source, files_only
 from modelwright.methods.sources._open import (
     LINE_BYTES,
@@ -67,6 +67,8 @@ ENDS = 5
 """Endings of files that are not read which are told one by one."""
 LOOK_ROWS = 50
 """Rows looked at to tell a file's format: enough to meet optional keys, few enough to keep in memory."""
+ODD_ROWS = 0.1
+"""Share of these that may be of no format, or another, where rows that cannot be read are dropped and counted."""
 
 
 def find(path: Path, match: str, suffixes: tuple[str, ...]) -> list[Path]:
@@ -279,36 +281,41 @@ def read_rows(file: File, name: str, log: Log, layout: Format | None, on_bad: On
     head = list(itertools.islice(rows, LOOK_ROWS))
     if not head:
         refuse(name, NO_ROW, log, on_bad)
-    yield from _records(itertools.chain(head, rows), name, _settled(head, name, log, layout, how.columns), log, on_bad)
+    yield from _records(itertools.chain(head, rows), name, _settled(head, name, log, layout, on_bad, how.columns), log, on_bad)
 
 
-def _settled(head: list[Row], name: str, log: Log, layout: Format | None, columns: tuple[str, ...] = ()) -> Format:
+def _settled(head: list[Row], name: str, log: Log, layout: Format | None, on_bad: OnBad, columns: tuple[str, ...]) -> Format:
     """What the first rows are laid out as."""
     layout = layout or looking()
     good = [row.value for row in head if not isinstance(row.value, Bad)]
     if good and (missing := sorted({*columns} - {key for row in good for key in row})):
         log.note(f"{name}: none of its first {len(good)} rows has {', '.join(map(repr, missing))}, which `columns` names")
     if good:
-        layout, reason = layout.settle(good, name)
+        layout, reason = layout.settle(good, name, ODD_ROWS if on_bad == "drop" else 0)
         if reason:
             log.note(f"{name}: read as `{kind_of(layout)}`, because {reason}")
     return layout
 
 
 def _records(rows: Iterable[Row], name: str, layout: Format, log: Log, on_bad: OnBad) -> Iterator[Record]:
-    chosen: Counter[str] = Counter()
+    left: Counter[str] = Counter()
     for row in rows:
         if isinstance(row.value, Bad):
             refuse(name, row.value, log, on_bad, row.line)
             continue
         try:
-            yield from layout.records(row.value, f"{name}:{row.line}")
+            made = layout.records(row.value, f"{name}:{row.line}")
         except LeftOut as choice:
-            chosen[str(choice)] += 1
+            left[f"rows: {choice}"] += 1
+            continue
         except ValueError as error:
             refuse(name, Bad("not the format", str(error)), log, on_bad, row.line)
-    for reason, count in chosen.items():
-        log.event("excluded", reason=f"rows: {reason}", files=count, path=name)
+            continue
+        if made:
+            left.update(f"`{key}` of turns; the rows stay" for key in not_kept(row.value, made[0]))
+        yield from made
+    for reason, count in left.items():
+        log.event("excluded", reason=reason, files=count, path=name)
 
 
 class Lines(NamedTuple):
@@ -347,7 +354,7 @@ def line_pieces(path: Path, log: Log, match: str, layout: Format | None, on_bad:
         for file in files:
             name = name_in(path, file)
             head = list(itertools.islice(how.cut(of_lines(raw_lines(file))), LOOK_ROWS))
-            yield from blocks(file, name, _settled(head, name, log, layout, how.columns), how.columns)
+            yield from blocks(file, name, _settled(head, name, log, layout, on_bad, how.columns), how.columns)
             if not head:
                 refuse(name, NO_ROW, log, on_bad)
 

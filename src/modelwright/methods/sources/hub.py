@@ -23,7 +23,7 @@ from modelwright.core.stage import Accepts, Input, parse_ref
 from modelwright.methods.formats import FORMATS, Format
 from modelwright.methods.sources import OnBad, Source, files_only
 from modelwright.methods.sources._doc_files import Unreadable
-from modelwright.methods.sources._files import EVERY, ROWS, find, name_in, read_rows, refuse, tell_passed
+from modelwright.methods.sources._files import EVERY, ROWS, How, find, name_in, read_rows, refuse, tell_passed
 from modelwright.methods.sources._open import obstacles, steady
 from modelwright.methods.sources.markdown import front_matter
 
@@ -51,6 +51,8 @@ class Hub(Source):
     """Glob of the files, of those that belong to the split. Default: every data file."""
     format: Annotated[Format, FORMATS] = Field("auto", examples=["messages"])  # type: ignore[assignment]  # validated
     """Row layout. `auto` tells it from the first rows of each file and says in the log what it took and why."""
+    columns: tuple[str, ...] = Field((), examples=[["text"]])
+    """Columns to take (of JSON: keys); of Parquet the others are not read. Default: all, since a format may need any."""
     on_bad: OnBad = Field("error", examples=["drop"])
     """A row that cannot be read: stop with file and line, or leave it out and count it. Default: stop, to lose nothing unseen."""
 
@@ -70,7 +72,7 @@ class Hub(Source):
             )
         for name in files:
             file = repository.fetch(name)
-            yield from steady(file, read_rows(file, name, log, self.format, self.on_bad))
+            yield from steady(file, read_rows(file, name, log, self.format, self.on_bad, How(self.columns)))
 
     def _repository(self, given: Input | None, log: Log) -> _Repository:
         address = parse_ref(self.dataset)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Annotated, ClassVar, Literal, NamedTuple
 from urllib.parse import unquote
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from modelwright.core.record import Record
 from modelwright.core.spec import Spec
@@ -60,6 +60,13 @@ class UrlRules(Step):
     """More of them, one a line."""
     no_url: Literal["pass", "drop"] = Field("pass", examples=["drop"])
     """What becomes of a row without an address. Default: it passes, since none of the rules speaks of it."""
+
+    @model_validator(mode="after")
+    def _some_rule(self) -> UrlRules:
+        lists = (self.domains, self.domains_from, self.words, self.words_from, self.parts, self.soft_words)
+        if not any((*lists, self.allow, self.allow_from, self.no_url == "drop")):
+            raise ValueError("no rule is given, so that no row could ever be dropped: give `domains`, or another list")
+        return self
 
     def unused(self, context: Spec) -> dict[str, str]:
         return {} if self.soft_words else {"soft_limit": "there are no `soft_words` to count"}
