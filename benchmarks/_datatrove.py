@@ -16,7 +16,7 @@ from typing import Any
 def documents(path: str) -> list[Any]:
     from datatrove.data import Document
 
-    rows = map(json.loads, Path(path).read_text(encoding="utf-8").splitlines())
+    rows = map(json.loads, Path(path).read_bytes().splitlines())
     return [Document(text=row["text"], id=row["id"]) for row in rows]
 
 
@@ -44,7 +44,7 @@ def dedup(path: str, folder: Path) -> dict[str, Any]:
     for number, (pipeline, tasks) in enumerate(stages):
         LocalPipelineExecutor(pipeline, tasks=tasks, workers=1, logging_dir=str(folder / f"log-{number}")).run()
     seconds = time.process_time() - start
-    kept = [json.loads(line)["id"] for line in (folder / "kept" / "00000.jsonl").read_text(encoding="utf-8").splitlines()]
+    kept = [json.loads(line)["id"] for line in (folder / "kept" / "00000.jsonl").read_bytes().splitlines()]
     signature = MinhashDedupSignature(str(folder / "words"), config)
     words = (signature.word_tokenizer.word_tokenize(simplify_text(document.text)) for document in documents(path))
     return {"seconds": seconds, "kept": {"minhash": kept}, "words": _written(words, folder)}

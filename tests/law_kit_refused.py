@@ -36,8 +36,6 @@ def in_a_stage(row: Refusal) -> tuple[Tree, str]:
     if row.family == "steps":
         return {"kind": "curate", "source": [{"kind": "jsonl", "path": "./rows.jsonl"}], "steps": [tree]}, f"steps.0.{row.path}"
     if row.family == "objectives":
-        return {"kind": "train", **TRAIN, "objective": tree}, f"objective.{row.path}"
-    if row.family == "objectives":
         return {"kind": "train", **_whole({**TRAIN, "objective": tree})}, f"objective.{row.path}"
     if row.family == "decoders":
         return {"kind": "evaluate", **EVALUATE, **_WORDS, "decoder": tree}, f"decoder.{row.path}"

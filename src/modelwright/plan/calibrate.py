@@ -116,7 +116,7 @@ def _features(total: float, parts: Sequence[Mapping[str, Any]], unit: str) -> di
 
 def _verified(path: Path) -> Iterator[Observed]:
     if path.exists():
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        for number, line in enumerate(path.read_bytes().splitlines(), start=1):
             try:
                 yield _of_line(json.loads(line))
             except (ValueError, TypeError, KeyError) as error:
