@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from modelwright.core.errors import UserError
 from modelwright.core.estimate import Machine
 from modelwright.core.events import read_events
 from modelwright.core.execute import execute
@@ -120,7 +121,12 @@ def see_stage(spec: Any, bench: Any, seed: int = 0) -> Seen:
         tracker_kit.installed(),
         crawl_kit.law(),
     ):
-        *_, (_, _, artifact) = execute(recipe, store, MACHINE, listen, gates=False)
+        try:
+            *_, (_, _, artifact) = execute(recipe, store, MACHINE, listen, gates=False)
+        except UserError:
+            for part in store.root.glob("*/it-*.part"):
+                shutil.rmtree(part)  # it would be gone on with by a run that differs in a Runtime field, and its notes be there
+            raise
     assert artifact is not None
     try:
         told = [
