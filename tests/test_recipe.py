@@ -92,6 +92,14 @@ def test_all_faults_at_once():
     assert len(caught.value.errors) == 3
 
 
+@pytest.mark.parametrize("key", ["parallel: {data: 2}", "launch: local", "workers: 2", "memory: 4GB"])
+def test_what_a_faulty_stage_would_use_is_not_called_ignored(key):
+    good = f"name: a\nruntime: {{{key}}}\nstages:\n  one: {{kind: words, count: 4}}\n"
+    assert "would be ignored" in message(good)
+    text = message(good.replace("kind: words, count: 4", "kind: no_such"))
+    assert "no kind 'no_such'" in text and "would be ignored" not in text
+
+
 def test_overrides_change_the_tree():
     recipe = loads(GOOD, ["stages.base.rate=1e-3", "seed=7", "stages.chat.data.0.weight=3"]).recipe
     assert recipe.stages["base"].rate == 1e-3

@@ -159,7 +159,8 @@ def parse(tree: Tree) -> Recipe:
     errors += [fault.error(tree) for fault in faults]
     errors += _reference_errors(tree, list(listed), stages)
     errors += _ledger_errors(tree, stages)
-    errors += _runtime_errors(tree, head, stages)
+    if len(stages) == len(listed):  # one that has faults may be what uses it
+        errors += _runtime_errors(tree, head, stages)
     if errors or head is None:
         raise errors[0] if len(errors) == 1 else UserErrors(errors)
     return Recipe.model_construct(_fields_set={*head.model_fields_set, "stages"}, stages=stages, **dict(head))
