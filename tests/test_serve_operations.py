@@ -16,6 +16,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from modelwright.core.errors import UserError
+from modelwright.methods.engines import Delta, Usage
 from modelwright.serve import logs
 from modelwright.serve.asking import Settings
 from modelwright.serve.errors import ApiError
@@ -216,6 +217,55 @@ def test_limits_of_everybody_where_there_is_no_key(start):
     assert second.status_code == 429 and second.json()["error"]["code"] == "rate_limit_exceeded"
     assert int(second.headers["retry-after"]) > 30 and second.headers["x-ratelimit-remaining-tokens"] == "0"
     assert server.http.get("/v1/models").status_code == 200  # what uses no model is not counted
+
+
+class Elsewhere(FakeEngine):
+    """One whose own server has the tokenizer and counts: pieces are texts alone."""
+
+    capabilities = frozenset({"chat", "messages"})
+
+    def submit(self, request):
+        return Told(request.text == "ENDLESS")
+
+
+class Told:
+    def __init__(self, endless):
+        self.ended, self.endless = threading.Event(), endless
+
+    def __iter__(self):
+        yield Delta("a few words")
+        while self.endless and not self.ended.wait(0.01):
+            yield Delta("more ")
+        yield Delta("", finish="cancelled") if self.endless else Delta("", finish="stop", usage=Usage(7, 3))
+
+    def cancel(self):
+        self.ended.set()
+
+
+def test_limits_hold_where_the_engines_own_server_counts(start):
+    """It tells how many tokens there were at the end, and never for an answer that is cut."""
+    server = start(engine=Elsewhere(), rules=Rules(limits=Limits(tokens_per_minute=100)))
+
+    def left() -> int:
+        return int(server.http.post("/v1/embeddings", json={}).headers["x-ratelimit-remaining-tokens"])
+
+    for path, body in (
+        ("chat/completions", test_serve.CHAT),
+        ("completions", test_serve.COMPLETION),
+        ("messages", test_serve.CHAT),
+    ):
+        for stream in (False, True):
+            answer = server.http.post(f"/v1/{path}", json=body | {"stream": stream, "max_tokens": 9})
+            assert answer.status_code == 200 and "a few words" in answer.text
+    assert 40 <= left() <= 50, "six times ten of a hundred, which fill up again meanwhile"
+    numbers = server.http.get("/metrics").text
+    assert 'prompt_tokens_total{model="tiny"} 42' in numbers and 'answer_tokens_total{model="tiny"} 18' in numbers
+    assert "time_to_first_token_seconds_count 6" in numbers
+    endless = test_serve.COMPLETION | {"prompt": "ENDLESS", "stream": True}
+    text = server.http.post("/v1/completions", json=endless, headers={"x-request-timeout": "1"}).text
+    assert '"finish_reason":"length"' in text and "deadline" not in text, "what there is of the answer is the answer"
+    wait_until(server.idle)
+    assert left() < 20, "a piece without a count is about a token"
 
 
 # --- what is told ---

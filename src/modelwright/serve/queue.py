@@ -219,6 +219,8 @@ class Answer:
         self._waiter: asyncio.Future[None] | None = None
         self._last_s: dict[int, float] = {}
         """When each of the answers got its newest token."""
+        self._spent: dict[int, int] = {}
+        """Tokens of each of the answers that were counted against the key's limit."""
         self._finished: set[int] = set()
         self._timer: asyncio.TimerHandle | None = None
         seen.asked_s = time.monotonic()
@@ -278,7 +280,10 @@ class Answer:
         self._wake()
 
     def _count(self, piece: Piece, now_s: float) -> None:
-        seen, count, index = self._seen, piece.tokens, piece.index
+        seen, count, index, usage = self._seen, piece.tokens, piece.index, piece.delta.usage
+        elsewhere = not self._work.prompt_tokens
+        if elsewhere and piece.delta.text:  # the engine's own server counts, at the end: until then a piece is about a token
+            count = count or 1
         if count:
             if index in self._last_s:
                 seen.gaps_s += [(now_s - self._last_s[index]) / count] * count
@@ -286,6 +291,9 @@ class Answer:
                 seen.first_s = now_s
             self._last_s[index] = seen.last_s = now_s
             seen.spend(0, count)
+            self._spent[index] = self._spent.get(index, 0) + count
+        if usage is not None and elsewhere:
+            seen.spend(usage.prompt_tokens, usage.answer_tokens - self._spent.get(index, 0))
         if piece.delta.finish is not None and not self._shut:
             seen.finish = piece.delta.finish
             self._finished.add(index)
