@@ -1,6 +1,7 @@
 """Money: rent, paid APIs, energy by hand; free sessions; budgets that refuse and propose; the plan as people see it."""
 
 import json
+import re
 import subprocess
 import sys
 from datetime import date
@@ -355,6 +356,30 @@ def test_adapters_are_proposed_where_they_are_faster(made):
     (project.path.parent / "r.yaml").write_text(text.replace("steps: 2000", "steps: 1").replace("steps: 40,", "steps: 4000,"))
     plan = load(project.path, store=project.store.root).plan("t4")
     assert any(line.startswith("stages.chat.adapter=lora: ") for line in plan.proposals)
+
+
+@pytest.mark.parametrize(
+    ("device", "budget"), [("h100", "{usd: 3}"), ("t4", "{hours: 2}"), ("t4", "{hours: 0.25}"), (None, "{hours: 3}")]
+)
+def test_faster_products_are_proposed_alone_with_a_device_and_with_fewer_steps(made, device, budget):
+    project = made(f"budget: {budget}", steps=20000)
+    plan = project.plan(device)
+    found = [line for line in plan.proposals if ".precision=" in line]
+    assert plan.over and found
+    for line in found:
+        typed = [word.rstrip(":") for word in line.split() if "=" in word]
+        on = re.search(r"--device ([\w-]+)|run on ([\w-]+)", line)
+        again = load(project.path, *typed, store=project.store.root).plan(next(filter(None, on.groups())) if on else device)
+        assert typed and (on or again.seconds < plan.seconds), line
+        assert "run on" in line or not again.over, line
+    assert device is None or any("--device" not in line and "run on" not in line for line in found), "and here, too"
+
+
+def test_products_that_are_fast_already_are_not_proposed(made):
+    project = made("budget: {hours: 0.001}", steps=20000)
+    fast = ["stages.base.precision=bf16", "stages.chat.precision=bf16"]
+    plan = load(project.path, *fast, store=project.store.root).plan("h100")
+    assert plan.over and not any("precision" in line for line in plan.proposals)
 
 
 def test_paid_apis_count_for_the_budget(made):

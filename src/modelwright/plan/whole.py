@@ -5,26 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from modelwright.core.errors import UserError, UserErrors
-from modelwright.core.estimate import Estimate, Given, Machine
+from modelwright.core.errors import UserErrors
+from modelwright.core.estimate import Estimate, Machine
 from modelwright.core.parallel import Parallel
 from modelwright.core.predict import Adjust, as_told, givens, known, predict
-from modelwright.core.recipe import Budget, Loaded
+from modelwright.core.recipe import Loaded
 from modelwright.core.spec import kind_of
 from modelwright.core.steps import Step
 from modelwright.core.units import bytes_text, seconds_text, text_table, usd_text
-from modelwright.plan import devices, money
+from modelwright.plan import money
 from modelwright.plan._lint import Finding
 from modelwright.plan._whole_text import card_cells, energy_text, share
 from modelwright.plan.cuda import on_card
-from modelwright.plan.fit import Fits, attempt, fit, needs, refusal, tried, typed
+from modelwright.plan.fit import Fits, fit, needs, refusal, typed
 from modelwright.plan.lint import lint
 from modelwright.plan.models import unsized
 from modelwright.plan.money import Cost, Over, Session
 from modelwright.plan.target import Target
-
-SHOWN = 3
-"""Proposals of each sort."""
 
 
 class Planned(NamedTuple):
@@ -252,14 +249,16 @@ def plan(loaded: Loaded, steps: Sequence[Step], on: Target, adjust: Adjust) -> P
         f"${bill.usd_per_kwh:g} a kWh ({bill.title}, {bill.date})" if own and bill and machine.power_w else "",
         parallel,
         (*on.notes, *_notes(loaded, steps, estimates, own and not machine.power_w)),
-        tuple(_sessions(rows, on)),
+        tuple(sessions(rows, on)),
         unknown,
         short=tuple(_short(loaded, steps, on, adjust, parallel, estimates)),
     )
     over = tuple(money.overs(budget, found.total, unknown))
     if not over or budget is None:
         return found
-    return found._replace(over=over, proposals=tuple(_proposals(loaded, steps, on, adjust, found._replace(over=over), budget)))
+    from modelwright.plan._cheaper import proposals
+
+    return found._replace(over=over, proposals=tuple(proposals(loaded, steps, on, adjust, found._replace(over=over), budget)))
 
 
 def _notes(loaded: Loaded, steps: Sequence[Step], estimates: dict[str, Estimate], unbilled: bool) -> Iterator[str]:
@@ -270,7 +269,7 @@ def _notes(loaded: Loaded, steps: Sequence[Step], estimates: dict[str, Estimate]
         yield "no electricity is in the sum, for want of what this machine draws: `modelwright bench machine --power-w WATTS`"
 
 
-def _sessions(rows: Sequence[Planned], on: Target) -> list[Session]:
+def sessions(rows: Sequence[Planned], on: Target) -> list[Session]:
     left = [(row.stage, row.estimate.seconds.value, row.resumes) for row in rows if row.state != "cached"]
     return money.sessions(on.table, on.device, on.many, left)
 
@@ -287,74 +286,3 @@ def _short(
         found = fit(step.stage, given[step.name], step.name, adjust=as_told if on.device else adjust)
         if found.needs and not found.need.fits:
             yield found
-
-
-# --- what would be cheaper ----------------------------------------------------------------------------
-
-
-def _proposals(loaded: Loaded, steps: Sequence[Step], on: Target, adjust: Adjust, broken: Plan, budget: Budget) -> Iterator[str]:
-    yield from _other_devices(loaded, steps, on, adjust, budget)
-    excess = [one for one in broken.over if one.takes is not None]
-    if not excess:
-        return
-    largest = max(broken.left, key=lambda row: money.value_of(excess[0].what, row.cost) or 0.0)
-    step = next(step for step in steps if step.name == largest.stage)
-    estimates = {row.stage: row.estimate for row in broken.rows}
-    given = givens(steps, estimates, on.machine, loaded.recipe.seed, broken.parallel)[largest.stage]
-    yield from _fewer(largest, step, excess)
-    yield from _adapter(largest, step, given, broken.total, as_told if on.device else adjust)
-
-
-def _other_devices(loaded: Loaded, steps: Sequence[Step], on: Target, adjust: Adjust, budget: Budget) -> Iterator[str]:
-    """Devices with a price, or lent for nothing, on which the plan keeps its budget and fits."""
-    found = []
-    for name, listed in devices.table(on.devices_file).items():
-        priced = money.rent(on.table, name, 1) or any(row.device == name for row in on.table.free)
-        if listed.row.device in ("cpu", "tpu") or not priced:
-            continue
-        other = on._replace(machine=devices.machine(listed), device=name, many=1)
-        try:
-            _, estimates = predicted(loaded, steps, other, adjust)
-        except UserError:
-            continue  # a stage cannot be on such a device
-        rows, unknown = rows_of(steps, estimates, other)
-        total = money.total([row.cost for row in rows])
-        free = sorted((one for one in _sessions(rows, other) if one.fits), key=lambda one: one.usd)
-        if name == on.device and not free:
-            continue
-        usable = total._replace(rent_usd=free[0].usd, power_usd=0.0) if free else total
-        short = any(need.surely_not for row in rows if row.state != "cached" for need in needs(row.estimate, other.machine))
-        if short or money.overs(budget, usable, unknown):
-            continue
-        takes = f"{seconds_text(usable.seconds)}, {usd_text(usable.usd)}"
-        hired = f"--device {name}: {takes} ({other.rent.provider if other.rent else 'yours'})"
-        told = f"run on {name} at {free[0].provider}: {takes}" if free else hired
-        found.append((usable.usd, usable.seconds, told))
-    yield from (text for _, _, text in sorted(found)[:SHOWN])
-
-
-def _fewer(largest: Planned, step: Step, excess: Sequence[Over]) -> Iterator[str]:
-    """As many steps, or epochs, as the budget holds; what does not grow with them stays."""
-    spans = largest.estimate.spans
-    whole = sum(span.seconds for span in spans)
-    grows = sum(span.seconds for span in spans if span.name.startswith(("steps", "validation"))) / whole if whole else 1.0
-    keeps = 1.0
-    for one in excess:
-        takes = money.value_of(one.what, largest.cost) or 0.0
-        if takes * grows > 0:
-            keeps = min(keeps, 1 - ((one.takes or 0.0) - one.limit) / (takes * grows))
-    tree = step.stage.model_dump(include={"steps", "epochs"})
-    if keeps > 0 and (steps := int((tree.get("steps") or 0) * keeps)):
-        yield f"stages.{step.name}.steps={steps} instead of {tree['steps']}"
-    elif keeps > 0 and (epochs := int((tree.get("epochs") or 0) * keeps * 100) / 100):
-        yield f"stages.{step.name}.epochs={epochs:g} instead of {tree['epochs']:g}"
-
-
-def _adapter(largest: Planned, step: Step, given: Given, total: Cost, adjust: Adjust) -> Iterator[str]:
-    """LoRA instead of all weights, where the stage can have it and it is faster."""
-    if step.stage.model_dump(include={"adapter"}).get("adapter", "none") is not None:
-        return
-    then = attempt(tried(step.stage, given, adjust), {"adapter": {"kind": "lora"}})
-    if then is not None and (spared := largest.estimate.seconds.value - then.estimate.seconds.value) > 0:
-        took = total.seconds - spared
-        yield f"stages.{step.name}.adapter=lora: {seconds_text(took)} altogether instead of {seconds_text(total.seconds)}"
