@@ -142,6 +142,7 @@ def test_refusals_come_before_the_model_is_opened(tiny, tmp_path):
         (["--model", f"other={tmp_path / 'none.gguf'}"], "no model at"),
         (["--adapter", f"mine={tmp_path / 'none'}"], "no adapter at"),
         (["--adapter", f"other:mine={tmp_path}"], "no model 'other' for the adapter"),
+        (["--adapter", f"mine={tmp_path}", "--adapter", f"tiny:mine={tmp_path}"], "two adapters are called 'mine'"),
         (["--memory", "much"], "no size"),
         (["--memory", "0.001kB"], "the first model takes"),
     ]:

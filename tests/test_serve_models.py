@@ -34,7 +34,7 @@ class Shelf:
 
 
 def test_models_are_opened_once_and_the_one_idle_longest_makes_room():
-    shelf = Shelf({"a": 4, "b": 4, "c": 4, "huge": 20, "broken": 1}, 10)
+    shelf = Shelf({"a": 4, "b": 4, "c": 4, "large": 8, "huge": 20, "broken": 1}, 10)
 
     async def use() -> None:
         models = shelf.models
@@ -49,6 +49,9 @@ def test_models_are_opened_once_and_the_one_idle_longest_makes_room():
         with pytest.raises(ApiError, match=r"'huge' takes 0.0 MiB; this server may use") as caught:
             await models.take("huge")
         assert caught.value.status == 400
+        with pytest.raises(ApiError, match="try again later"):
+            await models.take("large")
+        assert not shelf.engines["b"][0].closed, "nothing is closed for a model that has no room even so"
         (await models.take("c")).release()
         assert shelf.engines["b"][0].closed and not shelf.engines["a"][0].closed, "a is in use"
         other = await models.take("c")
@@ -76,7 +79,7 @@ def test_an_adapter_is_swapped_under_answers(tmp_path):
     async def use() -> None:
         models = shelf.models
         models.add("poet", "a", tmp_path)
-        for bad in (("a", "a"), ("x:y", "a"), ("z", "nothing")):
+        for bad in (("a", "a"), ("x:y", "a"), ("z", "nothing"), ("poet", "a"), ("poet", "b")):
             with pytest.raises(UserError):
                 models.add(*bad, tmp_path)
         lease = await models.take("poet")
@@ -124,11 +127,48 @@ def test_models_and_adapters_over_http(tmp_path):
             assert (await client.post("/v1/load_lora_adapter", json=load)).status_code == 400
             assert (await client.post("/v1/load_lora_adapter", json=load | {"load_inplace": True})).status_code == 200
             assert await said("poet") == "as poet#2: hello"
+            del load["base_model_name"]
+            again = await client.post("/v1/load_lora_adapter", json=load | {"load_inplace": True})
+            assert again.json()["parent"] == "b" and await said("poet") == "as poet#3: hello", "it stays with its model"
+            told = await client.post("/v1/load_lora_adapter", json=load | {"lora_name": "new"})
+            assert told.status_code == 400 and told.json()["error"]["param"] == "base_model_name"
             listed = (await client.get("/v1/models")).json()["data"]
             assert [(model["id"], model["open"]) for model in listed] == [("a", False), ("b", True), ("poet", True)]
-            assert await said("a") == "you said: hello" and await said("poet") == "as poet#2: hello"
+            assert await said("a") == "you said: hello" and await said("poet") == "as poet#3: hello"
             assert (await client.post("/v1/unload_lora_adapter", json={"lora_name": "poet"})).status_code == 200
             assert (await client.post("/v1/chat/completions", json=CHAT | {"model": "poet"})).status_code == 404
 
     asyncio.run(use())
     assert all(engine.closed for engines in shelf.engines.values() for engine in engines)
+
+
+@pytest.mark.parametrize("ends", ["opened", "cut", "broken"])
+def test_a_drain_waits_for_a_model_that_is_being_opened(ends):
+    """Who asked before the signal is served, or told in words when the time to drain is over."""
+    shelf = Shelf({"a": 0, "broken": 0}, 0)
+    app = create_app(shelf.models, "a")
+    queue = app.state.queue
+
+    async def use() -> None:
+        async with (
+            app.router.lifespan_context(app),
+            httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client,
+        ):
+            shelf.gate.clear()
+            ask = CHAT | {"model": "broken" if ends == "broken" else "a"}
+            asked = [asyncio.create_task(client.post("/v1/chat/completions", json=ask)) for _ in range(2)]
+            while queue.busy < 2:
+                await asyncio.sleep(0.01)
+            queue.draining = True
+            assert (await client.post("/v1/chat/completions", json=ask)).json()["error"]["code"] == "shutting_down"
+            if ends == "cut":
+                queue.cancel()
+            else:
+                shelf.gate.set()
+            answers = [await one for one in asked]
+            codes = [answer.json().get("error", {}).get("code") for answer in answers]
+            assert codes == [{"opened": None, "cut": "shutting_down", "broken": "model_unavailable"}[ends]] * 2
+            assert queue.busy == 0
+            shelf.gate.set()
+
+    asyncio.run(use())

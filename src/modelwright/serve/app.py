@@ -208,7 +208,7 @@ class LoadAdapter(Wire):
     lora_path: str = Field(min_length=1, max_length=4096)
     """A folder, or a GGUF file, where the server runs."""
     base_model_name: str | None = None
-    """null: the server's only model."""
+    """null: that of the adapter whose place it takes, or the server's only model."""
     load_inplace: bool | None = None
     """true: take the place of the adapter of this name."""
 
@@ -230,7 +230,7 @@ def _adapters(app: FastAPI, models: Models, admin: bool) -> None:
     @app.post("/v1/load_lora_adapter")
     async def load(body: LoadAdapter) -> Response:
         allowed()
-        base = body.base_model_name or models.names[0]
+        base = body.base_model_name or models.base_for(body.lora_name)
         if body.lora_name in models.names and not body.load_inplace:
             raise ApiError(400, f"there is an adapter {body.lora_name!r} already; load_inplace: true takes its place",
                            param="lora_name", code="adapter_exists")  # fmt: skip

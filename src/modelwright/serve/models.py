@@ -161,17 +161,22 @@ class Models:
             raise ApiError(400, f"the model {source.name!r} takes {_size(source.bytes)}; this server may use "
                                 f"{_size(self._memory_bytes)}", param="model", code="model_too_large")  # fmt: skip
         open_now = [held for held in self._held.values() if held.engine is not None]
+        if sum(held.source.bytes for held in open_now if held.users) + source.bytes > self._memory_bytes:
+            raise self._no_memory(source, open_now)  # before others are closed for nothing
         for held in sorted(open_now, key=lambda held: held.used_s):
             if sum(held.source.bytes for held in open_now) + source.bytes <= self._memory_bytes:
                 return
             if not held.users:
                 open_now.remove(held)
                 await self._close(held)
-        used = sum(held.source.bytes for held in open_now)
-        if used + source.bytes > self._memory_bytes:
-            raise ApiError(503, f"the model {source.name!r} takes {_size(source.bytes)}; of {_size(self._memory_bytes)} "
-                                f"models that are answering use {_size(used)}: try again later",
-                           param="model", code="no_memory", retry_s=10)  # fmt: skip
+        if sum(held.source.bytes for held in open_now) + source.bytes > self._memory_bytes:  # one was asked for meanwhile
+            raise self._no_memory(source, open_now)
+
+    def _no_memory(self, source: Source, open_now: Sequence[_Held]) -> ApiError:
+        used = sum(held.source.bytes for held in open_now if held.users)
+        return ApiError(503, f"the model {source.name!r} takes {_size(source.bytes)}; of {_size(self._memory_bytes)} "
+                             f"models that are answering use {_size(used)}: try again later",
+                        param="model", code="no_memory", retry_s=10)  # fmt: skip
 
     async def _close(self, held: _Held) -> None:
         engine, held.engine = held.engine, None
@@ -191,6 +196,11 @@ class Models:
 
     def add(self, name: str, base: str, folder: Path) -> None:
         """An adapter to serve, loaded when it is asked for."""
+        if name in self._adapters:
+            raise UserError(f"two adapters are called {name!r}", fix="give each a name of its own: --adapter [MODEL:]NAME=PATH")
+        self._add(name, base, folder)
+
+    def _add(self, name: str, base: str, folder: Path) -> None:
         if name in self._held or ":" in name or not name:
             raise UserError(
                 f"an adapter cannot be called {name!r}", "a model has that name, or it holds a colon", "choose another"
@@ -200,10 +210,20 @@ class Models:
         self._made += 1
         self._adapters[name] = _Adapter(name, base, folder, f"{name}#{self._made}")
 
+    def base_for(self, name: str) -> str:
+        """The model that an adapter of this name is for, where nobody says: that of the one whose place it takes, or the only
+        one; else 400."""
+        if name in self._adapters:
+            return self._adapters[name].base
+        if len(self._held) > 1:
+            raise ApiError(400, f"base_model_name: say which model the adapter is for: {', '.join(self._held)}",
+                           param="base_model_name", code="no_base_model")  # fmt: skip
+        return next(iter(self._held))
+
     async def swap(self, name: str, base: str, folder: Path) -> None:
         """An adapter, loaded now; one of the same name leaves once its last answer has ended."""
         old = self._adapters.get(name)
-        self.add(name, base, folder)
+        self._add(name, base, folder)
         try:
             lease = await self.take(name)
         except BaseException:

@@ -11,9 +11,12 @@ import asyncio
 import math
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from threading import Lock
+
+import anyio
 
 from modelwright.methods.engines import Delta
 from modelwright.serve.errors import ApiError
@@ -41,6 +44,8 @@ class Queue:
         """Moving mean of an answer's time; what Retry-After is computed from."""
         self._lines: dict[Client, deque[asyncio.Future[None]]] = {}
         """Who waits, the key whose turn is next first."""
+        self._coming: set[anyio.CancelScope] = set()
+        """Of requests that passed `check` and are made ready."""
         self._pool = ThreadPoolExecutor(parallel, "answer")
         self._live: set[Answer] = set()
         self._arrived: deque[tuple[Answer, Came]] = deque()
@@ -53,20 +58,40 @@ class Queue:
 
     @property
     def busy(self) -> int:
-        return self.answering + self.waiting
+        return self.answering + self.waiting + len(self._coming)
 
     def check(self) -> None:
         """Raise where a new request has no place."""
-        client = record().client
         if self.draining:
             raise shutting_down()
+        self._check_room()
+
+    @contextmanager
+    def coming(self) -> Iterator[None]:
+        """Around what is done between `check` and `enter`: it may take as long as a model takes to open. ApiError where the
+        request's time is over before, or the server cannot wait for it."""
+        left_s = record().deadline_s - time.monotonic()
+        with anyio.move_on_after(left_s if left_s < math.inf else None) as scope:
+            self._coming.add(scope)
+            try:
+                yield
+            finally:
+                self._coming.discard(scope)
+        if scope.cancelled_caught:
+            raise shutting_down() if self._cancelled else too_late()
+
+    def _check_room(self) -> None:
+        client = record().client
         at_once = self.answering < self.parallel and not client.full
         if not at_once and self.waiting >= self.limit and self._greedier(client) is None:
             raise self._full()
 
     async def enter(self) -> None:
-        """Wait for a slot. After this, `answer` must be called: it frees the slot."""
-        self.check()
+        """Wait for a slot. After this, `answer` must be called: it frees the slot. Whoever was here before a drain began is
+        let in."""
+        if self._cancelled:
+            raise shutting_down()
+        self._check_room()
         seen, loop = record(), asyncio.get_running_loop()
         client, began_s, place = seen.client, time.monotonic(), loop.create_future()
         victim = self._greedier(client) if self.waiting >= self.limit else None
@@ -111,6 +136,8 @@ class Queue:
     def cancel(self) -> None:
         """Stop what is under way and send away what waits."""
         self._stop()
+        for scope in self._coming:
+            scope.cancel()
         for client, line in list(self._lines.items()):
             for place in list(line):
                 self._refuse(client, place, shutting_down())

@@ -4,8 +4,6 @@ are free again."""
 from __future__ import annotations
 
 import logging
-import math
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from typing import Any
@@ -21,7 +19,7 @@ from modelwright.methods.engines import EngineDied
 from modelwright.serve.answers import Cancelled, Job
 from modelwright.serve.errors import ApiError, json_response
 from modelwright.serve.logs import record
-from modelwright.serve.queue import Queue, shutting_down, too_late
+from modelwright.serve.queue import Queue, shutting_down
 from modelwright.serve.wire import explain
 from modelwright.serve.work import Piece
 
@@ -55,7 +53,8 @@ class Reply(Response):
         path: str = scope["path"]
         try:
             self._queue.check()
-            job = await self._in_time(stack)
+            with self._queue.coming():
+                job = await self._make(stack)
             await self._queue.enter()
             answer = self._queue.answer(job.work)
             stack.callback(answer.cancel)
@@ -75,13 +74,6 @@ class Reply(Response):
             await self._stream(job, first, pieces, send)
         else:
             await response(scope, receive, send)
-
-    async def _in_time(self, stack: AsyncExitStack) -> Job:
-        """A model that does not open, or an engine that does not answer, is waited for no longer than the request may take."""
-        left_s = record().deadline_s - time.monotonic()
-        with anyio.move_on_after(left_s if left_s < math.inf else None):
-            return await self._make(stack)
-        raise too_late()
 
     async def _stream(self, job: Job, first: Piece, rest: AsyncIterator[Piece], send: Send) -> None:
         headers = [
