@@ -296,6 +296,22 @@ def test_a_killed_child_is_told_and_started_again(
         engine.encode("a")
 
 
+def test_an_adapter_that_has_gone_stops_no_other_request(light: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with open_engine(Path(), light, supervised=True) as opened:
+        engine: Any = opened
+        for name in ("blue", "red"):
+            (tmp_path / name).mkdir()
+            engine.load_adapter(name, tmp_path / name)
+        plain = Request(engine.encode("a"), Sampling(20))
+        red = plain._replace(adapter="red")
+        before = engine.generate([plain, red])
+        (tmp_path / "blue").rmdir()
+        os.kill(engine.process, signal.SIGKILL)
+        wait_until(lambda: engine._life.died is not None)
+        assert engine.generate([plain, red]) == before and engine.restarts == 1
+        assert "'blue'" in caplog.text and engine.adapters == ("red",)
+
+
 def test_faults_of_the_child_are_faults_here(light: Any) -> None:
     closed = light.model_copy(update={"fails": "no"})
     with pytest.raises(UserError, match="cannot be opened") as caught, open_engine(Path(), closed, supervised=True):
@@ -310,6 +326,23 @@ def test_faults_of_the_child_are_faults_here(light: Any) -> None:
         with pytest.raises(UserError, match="cannot do `embed`"):
             engine.embed([[1]])
         assert engine.decode(engine.encode("hé\ud800".encode("utf-8", "replace").decode())) == "hé?" and engine.restarts == 0
+
+
+def test_an_answer_that_cannot_be_told_fails_alone(folder: Path) -> None:
+    """What goes wrong while a step's tokens are told is an error of that answer: the others go on, in the same process."""
+    torn = Path(__file__).with_name("torn_engine.py")
+    allow_code(torn)
+    with open_engine(folder, ENGINES.load(str(torn))(**NATIVE), supervised=True) as opened:
+        engine: Any = opened
+        before, asked = engine.process, Request(engine.encode(TEXT), LONG)
+        streams = [engine.submit(asked) for _ in range(2)]
+        with pytest.raises(RuntimeError, match="ValueError: no text can be made of it"):
+            list(streams[0])
+        beside = list(streams[1])
+        assert beside[-1].finish in ("stop", "length")
+        answer = engine.generate([asked])[0]
+        assert answer.tokens == tuple(token for piece in beside for token in piece.tokens) and len(answer.tokens) > 100
+        assert engine.process == before and engine.restarts == 0
 
 
 def test_pieces_are_quick(light: Any) -> None:

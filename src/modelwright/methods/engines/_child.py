@@ -138,7 +138,7 @@ class Child:
         def take(piece: Delta | BaseException) -> None:
             if isinstance(piece, BaseException) or piece.finish is not None:
                 with self._lock:
-                    del self._streams[number]
+                    self._streams.pop(number, None)  # gone already where its last piece could not be sent
                     self._cancelled.discard(number)
             if isinstance(piece, BaseException):
                 self._fail(number, piece)

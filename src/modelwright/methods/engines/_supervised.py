@@ -164,8 +164,14 @@ class Supervised(Posting):
             self._life.close()
             self._life = _Life(self._spec)
             self.restarts += 1
-            for name, folder in self._adapters.items():
-                self._life.ask("load_adapter", (name, folder)).result()
+            for name, folder in list(self._adapters.items()):
+                try:
+                    self._life.ask("load_adapter", (name, folder)).result()
+                except EngineDied:
+                    raise
+                except UserError as error:  # its files have gone or changed: requests for it are refused, others go on
+                    del self._adapters[name]
+                    log.warning("the adapter %r is no longer there: %s", name, error)
             return self._life
 
 

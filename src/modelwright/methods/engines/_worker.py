@@ -250,12 +250,15 @@ class Worker:
             answer = self._live.get(key)
             if answer is None:
                 continue
-            if answer.rule is not None and answer.rule.trouble is not None:  # only this answer fails
+            try:
+                if answer.rule is not None and answer.rule.trouble is not None:
+                    raise answer.rule.trouble
+                ended = answer.push(token, logprob, finish, top, *counts)
+            except Exception as error:  # only this answer fails
                 del self._live[key]
                 self._decoder.cancel(key)
-                answer.fail(answer.rule.trouble)
+                answer.fail(error)
                 continue
-            ended = answer.push(token, logprob, finish, top, *counts)
             if ended is not None:
                 del self._live[key]
                 if finish is None:  # a stop string: the decoder does not know
