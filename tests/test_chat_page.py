@@ -282,6 +282,15 @@ def test_several_models_and_one_without_a_template(tab: Page) -> None:
         page.run("const c = document.getElementById('choice'); c.value = 'plain'; c.dispatchEvent(new Event('change'))")
         assert page.run("document.title") == "plain · chat"
         assert tab.faults == []
+        press(page, "New chat")
+        say(page, "Once upon")  # only when it is open does it tell that it has no template
+        assert "you said: Once upon" in page.run("document.querySelector('.assistant .text').innerText")
+        assert "no chat template" in page.run("document.getElementById('facts').innerText")
+        assert (
+            plain.last is not None
+            and plain.last.tokens == list(b"Once upon")
+            and not page.run("!!document.querySelector('.error')")
+        )
     with served(Base()) as url:
         page = opened(tab, url)
         assert page.run("document.getElementById('system').closest('label').hidden")

@@ -87,10 +87,16 @@ function request() {
 
 // The response; while the server is busy it is asked again when it says, as long as nobody stops it.
 async function ask(signal, say) {
-  const [path, payload] = request();
   for (let tries = 1; ; tries += 1) {
+    const [path, payload] = request();
     const response = await fetch(path, { method: "POST", headers: headers(), body: JSON.stringify(payload), signal });
     if (response.ok) return response;
+    if (response.status === 400 && !model.context) {
+      const message = await problem(response);
+      await connect(); // it is open now, and tells what it can
+      if (!can("chat")) continue;
+      throw new Error(message);
+    }
     const wait = Number(response.headers.get("retry-after"));
     if (response.status !== 429 || !(wait <= LONGEST_WAIT_S) || tries === TRIES) {
       throw new Error(response.status === 429 && wait ? `${await problem(response)} (try again in ${wait} s)` : await problem(response));
