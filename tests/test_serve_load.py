@@ -167,6 +167,24 @@ def test_a_client_that_does_not_read_holds_nobody_up(start, monkeypatch):
         assert not got.endswith(b"0\r\n\r\n")  # cut, not ended
 
 
+def test_a_client_that_does_not_say_what_it_wants_is_hung_up_on(start):
+    """In the middle of a request's head, before the first one and after another."""
+    server = start()
+    server.server._stall_s = 0.5
+    whole = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    links = [socket.create_connection(("127.0.0.1", server.port), 10) for _ in range(4)]
+    for link, said in zip(links, (b"", whole[:20], whole + whole[:20], request(prompt="SLOW", max_tokens=200)), strict=True):
+        link.sendall(said)
+    began_s = time.monotonic()
+    assert links[0].recv(1000) == links[1].recv(1000) == b""
+    assert links[2].recv(1000).startswith(b"HTTP/1.1 200") and links[2].recv(1000) == b""
+    assert time.monotonic() - began_s > 0.4
+    assert links[3].recv(1000).startswith(b"HTTP/1.1 200"), "one that waits for its answer is none of them"
+    assert server.http.get("/health").status_code == 200
+    for link in links:
+        link.close()
+
+
 def test_sigterm_loses_no_admitted_request(process):
     child, url = process("--parallel", "2", "--queue", "20")
     port, answers = int(url.rpartition(":")[2]), []

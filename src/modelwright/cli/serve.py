@@ -100,7 +100,7 @@ def _work(parse: argparse._ArgumentGroup) -> None:
         type=float,
         default=30.0,
         metavar="S",
-        help="hang up on clients that take nothing of their answer for so long (%(default)s)",
+        help="hang up on clients that take nothing of their answer, or say nothing, for so long (%(default)s)",
     )
     parse.add_argument("--max-request-bytes", type=int, default=1_000_000, metavar="N", help="(%(default)s)")
     parse.add_argument(

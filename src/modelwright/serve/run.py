@@ -45,7 +45,7 @@ class Settled(NamedTuple):
     drain_s: float = 30.0
     """After a signal, time to finish answers."""
     stall_s: float = 30.0
-    """A client that takes nothing of what waits for it for so long is hung up on."""
+    """A client that takes nothing of what waits for it for so long is hung up on; so is one that says nothing."""
     log: logs.Form | None = None
     """A line on standard error for each request."""
     admin: bool = False
@@ -63,6 +63,8 @@ class Server(uvicorn.Server):
         self._queue, self._left_s, self._on_ready, self._stall_s, self._keys = queue, drain_s, on_ready, stall_s, keys
         self._unread: dict[Any, tuple[int, float]] = {}
         """Connections with bytes that their client does not take: how many, and since when."""
+        self._quiet: dict[Any, tuple[Any, float]] = {}
+        """Connections that wait for the head of a request: the one before it, and since when."""
         self.cut = False
         """Answers were cancelled to end in time."""
 
@@ -108,16 +110,24 @@ class Server(uvicorn.Server):
         return await super().on_tick(counter)
 
     def _hang_up(self, now_s: float) -> None:
-        """End connections whose clients read nothing: an answer that waits for one of them would wait for ever."""
+        """End connections whose clients read nothing: an answer that waits for one of them would wait for ever. And those that
+        never say what they want: each holds a file of which a process has only so many."""
         unread: dict[Any, tuple[int, float]] = {}
-        for connection in self.server_state.connections:
-            transport = connection.transport
+        quiet: dict[Any, tuple[Any, float]] = {}
+        connections: set[Any] = self.server_state.connections
+        for connection in list(connections):
+            transport, before = connection.transport, connection.cycle
             if waits := transport.get_write_buffer_size():
                 size, since_s = self._unread.get(transport, (0, now_s))
                 unread[transport] = (waits, since_s if waits == size else now_s)
                 if now_s - unread[transport][1] > self._stall_s:
                     transport.abort()
-        self._unread = unread
+            elif connection.timeout_keep_alive_task is None and (before is None or before.response_complete):
+                known = self._quiet.get(connection)
+                quiet[connection] = known if known and known[0] is before else (before, now_s)
+                if now_s - quiet[connection][1] > self._stall_s:
+                    transport.close()
+        self._unread, self._quiet = unread, quiet
 
 
 def serve(models: Models, name: str, address: Address, *, settings: Settings | None = None, rules: Rules | None = None,
