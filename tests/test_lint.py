@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from modelwright.core import beginnings
 from modelwright.core.estimate import Machine
 from modelwright.core.predict import predict
 from modelwright.core.recipe import load, loads
@@ -82,7 +83,7 @@ STATIC = {
     "leak": (["stages.chat.validation=./chats.jsonl"], "chat", ["stages.chat.validation=./pairs.jsonl"]),
     "learning-rate": (["stages.aligned.optimizer.lr=0.01"], "aligned", ["stages.aligned.optimizer.lr=0.0001"]),
     "lora-alpha": (["stages.aligned.adapter.alpha=64"], "aligned", ["stages.aligned.adapter.alpha=32"]),
-    "small-batch": (["stages.chat.batch_tokens=512"], "chat", ["stages.chat.batch_tokens=1024"]),
+    "small-batch": (["stages.chat.length=64", "stages.chat.batch_tokens=64"], "chat", ["stages.chat.batch_tokens=1024"]),
     "no-kl": (["stages.aligned.objective.beta=0.001"], "aligned", ["stages.aligned.objective.beta=0.01"]),
     "template": (["stages.chat.template=llama3"], "chat", ["stages.chat.template=chatml"]),
     "vocabulary": (["stages.judge.start=./mixed/"], "judge", ["stages.judge.start=./model/"]),
@@ -207,6 +208,15 @@ def odd(rule, folder):
     people = ("Ada Lovelace", "Alan Turing", "Grace Hopper", "Edsger Dijkstra", "Barbara Liskov", "Donald Knuth")
     asked = ((f"who wrote program {i}?", f"it was written by {people[i % 6]} in {1950 + i}") for i in range(60))
     return [{"prompt": question, "completion": answer} for question, answer in asked]
+
+
+def test_rows_that_nobody_can_count_are_taken_as_long_as_they_may_be(folder, monkeypatch):
+    monkeypatch.setattr(beginnings, "HEAD_BYTES", 10)
+    beginnings._of_file.cache_clear()
+    for tokens, fires in ((512, True), (1024, False)):
+        hits = found(loads(CLEAN, [f"stages.chat.batch_tokens={tokens}"]), folder / "store")
+        assert any(one.rule == "small-batch" and "if they are as long as `length`" in one.what for one in hits) is fires
+    beginnings._of_file.cache_clear()
 
 
 @pytest.mark.parametrize("rule", list(WITH_ROWS))

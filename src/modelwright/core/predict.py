@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from modelwright.core.beginnings import held
 from modelwright.core.estimate import IMPORTS, Estimate, Facts, Given, Machine
 from modelwright.core.parallel import Parallel
 from modelwright.core.spec import kind_of
@@ -88,8 +89,16 @@ def _parent_facts(step: Step, facts: Mapping[str, Mapping[str, Facts]]) -> dict[
             made = facts[parent.stage]
             found[parent.ref] = made.get(parent.part or "", made.get("", Facts(type="unknown")))
         else:
-            found[parent.ref] = parent.facts or outside(parent.path)
+            found[parent.ref] = _of_files(parent)
     return found
+
+
+def _of_files(parent: Parent) -> Facts:
+    """What is known of the user's own files; of rows also how many they are and how much text they hold, about."""
+    facts = parent.facts or outside(parent.path)
+    if parent.path is None or "records" not in parent.accepts.types or (told := held(parent.path)) is None:
+        return facts
+    return facts.model_copy(update={"rows": told.rows, "chars": told.chars})
 
 
 def paths_of(step: Step) -> dict[str, Path]:
@@ -117,6 +126,6 @@ def facts_of(step: Step, made: Mapping[str, Artifact]) -> dict[str, Facts]:
 
 def _parent_facts_made(parent: Parent, made: Mapping[str, Artifact]) -> Facts:
     if parent.stage is None:
-        return parent.facts or outside(parent.path)
+        return _of_files(parent)
     measured = _measured(made[parent.stage])
     return measured.get(parent.part or "", measured.get("", Facts(type=made[parent.stage].manifest["type"])))

@@ -71,7 +71,7 @@ class Look(NamedTuple):
         tokens = rows = 0.0
         for mix in self.stage.data:
             fact = self.facts.get(mix.ref)
-            if fact is None or not fact.rows or (size := tokens_of(fact)) is None:
+            if fact is None or not fact.rows or (size := self._tokens(fact)) is None:
                 return None
             tokens, rows = tokens + size, rows + fact.rows
         return tokens / rows
@@ -81,17 +81,16 @@ class Look(NamedTuple):
         own = [mix.epochs for mix in self.stage.data if mix.epochs is not None]
         if self.stage.epochs is not None or own:
             return float(max([*own, self.stage.epochs or 0.0]))
-        sizes = [tokens_of(self.facts[mix.ref]) if mix.ref in self.facts else None for mix in self.stage.data]
+        sizes = [self._tokens(self.facts[mix.ref]) if mix.ref in self.facts else None for mix in self.stage.data]
         known = [size for size in sizes if size]
         seen = float(self.stage.steps * self.stage.batch_tokens)
         return seen / sum(known) if len(known) == len(sizes) else None
 
-
-def tokens_of(fact: Facts) -> float | None:
-    if fact.tokens is not None:
-        return fact.tokens
-    size = fact.chars if fact.chars is not None else fact.bytes
-    return size / CHARS_PER_TOKEN if size is not None else None
+    def _tokens(self, fact: Facts) -> float | None:
+        if fact.tokens is not None:
+            return fact.tokens
+        size = fact.chars if fact.chars is not None else fact.bytes
+        return size / CHARS_PER_TOKEN + (fact.rows or 0.0) * self.stage.objective.marks_tokens() if size is not None else None
 
 
 class Fault(NamedTuple):

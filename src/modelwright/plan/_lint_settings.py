@@ -111,7 +111,7 @@ def _batch(look: Look) -> Iterator[Fault]:
     rows = look.stage.batch_tokens / (each if each is not None else look.stage.length)
     if (each is not None and rows >= least) or (each is None and rows >= 2):
         return
-    wanted = int(least * (each or look.stage.length))
+    wanted = 64 * math.ceil(least * (each or look.stage.length) / 64)
     about = (
         f"about {rows:.1f} rows of {each:.0f} tokens" if each is not None else f"{rows:.1f} rows, if they are as long as `length`"
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from modelwright.core.estimate import Span
+from modelwright.core.estimate import Facts, Span
 from modelwright.core.units import bytes_text
 from modelwright.methods.sources import Source
 from modelwright.methods.steps import Choosing, Step
@@ -64,6 +64,15 @@ def work_s(sources: Sequence[Source], steps: Sequence[Step], bytes_in: Sequence[
     """Of one core, for so many bytes of each source."""
     reading = sum(size / source.bytes_per_s for source, size in zip(sources, bytes_in, strict=True))
     return reading + sum(bytes_in) * sum(1 / step.bytes_per_s for step in steps)
+
+
+def counted(source: Source, bytes_in: float, of: Facts | None) -> Facts:
+    """What a source gives: the rows that its files, or an earlier stage, are known to hold, and their text."""
+    facts = source.facts(bytes_in)
+    if not source.of_rows or of is None or not of.rows or not of.bytes:
+        return facts
+    share = bytes_in / of.bytes  # `match` may leave files out
+    return facts.model_copy(update={"rows": of.rows * share, "chars": (of.chars if of.chars is not None else of.bytes) * share})
 
 
 def cost(

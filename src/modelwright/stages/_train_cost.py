@@ -19,8 +19,6 @@ from modelwright.stages._train_memory import Row
 CHARS_PER_TOKEN, CHARS_DOUBLING, CHARS_MOST = 3.5, 0.385, 4.3
 """Of a vocabulary of 4,096, how many more each doubling of it brings, and the most: byte-level BPE on Python's library gave 2.75
 with 1,024 tokens and 3.52 with 4,096; vocabularies of 32,000 and more give 4 to 4.5 on code and English."""
-MESSAGE_TOKENS = 5.0
-"""What a template writes around a message: ChatML's marks, role and line feeds."""
 FILL_FRAC = 0.93
 """Share of `batch_tokens` that whole rows fill; rows are an eighth of a batch or less."""
 
@@ -132,14 +130,14 @@ def chars_per_token(vocab: int) -> float:
     return max(1.0, min(CHARS_MOST, CHARS_PER_TOKEN + CHARS_DOUBLING * math.log2(max(vocab, 1) / 4096)))
 
 
-def data_tokens(facts: Sequence[Facts], vocab: int, messages: float = 0.0) -> tuple[float | None, str]:
-    """Tokens of the rows, of which each has so many messages, as far as they are known, and what was assumed."""
+def data_tokens(facts: Sequence[Facts], vocab: int, marks: float = 0.0) -> tuple[float | None, str]:
+    """Tokens of the rows, each with so many of its template, as far as they are known, and what was assumed."""
     total, assumed = 0.0, ""
     for fact in facts:
         if fact.tokens is not None:
             total += fact.tokens
         elif (size := fact.chars if fact.chars is not None else fact.bytes) is not None:
-            total += size / chars_per_token(vocab) + (fact.rows or 0.0) * messages * MESSAGE_TOKENS
+            total += size / chars_per_token(vocab) + (fact.rows or 0.0) * marks
             assumed = f"{chars_per_token(vocab):.1f} characters a token"
         else:
             return None, "a data set of one million tokens"

@@ -25,7 +25,7 @@ from modelwright.core.stage import Check, Run, Stage, Stats
 from modelwright.core.units import bytes_text
 from modelwright.methods.sources import SOURCES, Source
 from modelwright.methods.steps import STEPS, Choosing, Drop, Numbers, Step
-from modelwright.stages._curate_cost import Cost, cost, held_bytes, work_s, workers_for
+from modelwright.stages._curate_cost import Cost, cost, counted, held_bytes, work_s, workers_for
 from modelwright.stages._curate_flow import CHUNK_BYTES, CHUNK_ROWS, Cluster, Flow, How, chunked
 from modelwright.stages._curate_journal import JOURNALS, Journals
 from modelwright.stages._curate_ledger import Entry, Ledger, Reading
@@ -119,7 +119,7 @@ class Curate(Stage):
             found.bytes_out * 1.1 + found.waiting_bytes,
             "the text that goes on, as JSON lines; what the steps will drop is not known before"
             + (f"; and {bytes_text(found.waiting_bytes)} while it is made" if found.waiting_bytes else ""),
-            self._predicted(found.rows_out, found.bytes_out),
+            self._predicted(found.rows_out, found.bytes_out, sum(fact.chars or 0.0 for fact in facts) / max(bytes_in, 1.0)),
         )._replace(spans=found.spans)
 
     def _cost(self, reading_s: float, bytes_in: float, rows: float | None, memory_bytes: float, cores: int) -> Cost:
@@ -138,7 +138,9 @@ class Curate(Stage):
 
         sizes, unknown = self._sizes(known)
         seconds = sum(size / source.bytes_per_s for source, size in zip(self.source, sizes, strict=True))
-        return [source.facts(size) for source, size in zip(self.source, sizes, strict=True)], seconds, unknown
+        refs = {path.split(".")[1]: ref for path, (ref, _) in self.refs().items() if path.startswith("source.")}
+        of = [given.parents.get(refs.get(str(number), "")) for number in range(len(sizes))]
+        return [counted(*three) for three in zip(self.source, sizes, of, strict=True)], seconds, unknown
 
     def _sizes(self, of: Callable[[Source, str], float | None]) -> tuple[list[float], list[str]]:
         """Bytes of each source, of its references what `of` says; and those of which it knows nothing."""
@@ -152,10 +154,10 @@ class Curate(Stage):
                 sizes[index] += size or 0.0
         return sizes, unknown
 
-    def _predicted(self, rows: float | None, bytes_out: float) -> dict[str, Facts]:
+    def _predicted(self, rows: float | None, bytes_out: float, text_frac: float) -> dict[str, Facts]:
         def fact(share: float, exact: float | None = None) -> Facts:
             count = exact if exact is not None else rows * share if rows is not None else None
-            return Facts(type=self.produces, rows=count, chars=bytes_out * share, bytes=bytes_out * share)
+            return Facts(type=self.produces, rows=count, chars=bytes_out * share * text_frac, bytes=bytes_out * share)
 
         if self.split is None:
             return {"": fact(1.0)}

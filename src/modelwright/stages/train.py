@@ -34,8 +34,6 @@ from modelwright.stages._train_spec import CACHE, CHECKPOINT
 OPENS_AS = {"causal": ("causal", "sequence", "tokens", "vectors"), "masked": ("masked", "sequence", "tokens", "vectors")}
 """Head that a model was trained with -> those that it can be opened with (`Objective.head`); others open as what they are."""
 
-MESSAGES = {"answers": 2.0, "pairs": 3.0}
-"""Messages of a row by what an objective needs, for estimates."""
 ADAMW: Any = "adamw"
 COSINE: Any = "cosine"
 
@@ -331,7 +329,7 @@ class Train(Stage):
         if self.compile and not self.own(shape):
             raise layouts.not_own("compile: true", "it fuses parts of the forward pass")
         facts = [given.parents.get(mix.ref, Facts(type="records")) for mix in self.data]
-        tokens, assumed_tokens = costs.data_tokens(facts, shape.vocab, MESSAGES.get(self.objective.needs, 0.0))
+        tokens, assumed_tokens = costs.data_tokens(facts, shape.vocab, self.objective.marks_tokens())
         load = costs.Load(
             shape=shape,
             trained=self._trained(shape),
@@ -383,7 +381,7 @@ class Train(Stage):
         total = 0.0
         for mix in self.validation or ():
             facts = given.parents.get(mix.ref, Facts(type="records"))
-            tokens, _ = costs.data_tokens([facts], vocab, MESSAGES.get(self.objective.needs, 0.0))
+            tokens, _ = costs.data_tokens([facts], vocab, self.objective.marks_tokens())
             share = min(1.0, self.validation_rows / facts.rows) if facts.rows else 1.0
             total += share * (1e5 if tokens is None else tokens)
         return total

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from random import Random
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
 
@@ -28,6 +28,10 @@ OBJECTIVES = Kinds(__name__, f"{__name__}:Objective")
 Needs = Literal["text", "documents", "answers", "pairs", "labels", "groups", "tags"]
 """Rows to train on: every token of a text or chat, texts alone, the answers of a chat, preference pairs, texts with a label,
 texts with others that are near or far, texts with a label for each word."""
+MESSAGES: Mapping[Needs, float] = {"answers": 2.0, "pairs": 3.0}
+"""Of a row, where rows are chats; for estimates."""
+MESSAGE_TOKENS = 5.0
+"""What a template writes around one: ChatML's marks, role and line feeds."""
 Head = Literal["causal", "masked", "sequence", "vectors", "seq2seq", "tokens"]
 """What hidden states become: log-probabilities of the next token, looking back alone; of the token itself, looking both ways;
 scores of a whole text; a vector of it, whatever the model's own head is; log-probabilities of a second text, written after the
@@ -196,6 +200,10 @@ class Objective(Spec):
     def row_tokens(self, length: int) -> int:
         """Most tokens of a text that fit into a row of this `length` once they are changed."""
         return length
+
+    def marks_tokens(self) -> float:
+        """What a template writes around the messages of a row."""
+        return MESSAGES.get(self.needs, 0.0) * MESSAGE_TOKENS
 
     def texts(self, tokens: int) -> tuple[Texts, ...]:
         """What a row of a text of so many tokens becomes, for the planner."""

@@ -26,6 +26,9 @@ class Source(Spec):
     bytes_per_s: ClassVar[float] = 60e6
     """How fast one core reads it, for estimates. Default: JSON lines, measured on a 2-core EPYC."""
 
+    of_rows: ClassVar[bool] = False
+    """It reads files of rows, or rows of an earlier stage, as they are: how many there are is known of these."""
+
     def digest(self) -> str | None:
         """sha256 of everything it would read (names and bytes), for the artifact's key; None where a reference pins it."""
         return None

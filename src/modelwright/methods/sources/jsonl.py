@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -35,6 +35,8 @@ class Csv(Spec):
 
 class Jsonl(Source):
     """The rows of a file or folder, or of an earlier stage."""
+
+    of_rows: ClassVar[bool] = True
 
     kind: Literal["jsonl"] = "jsonl"
     path: Annotated[str, Accepts(("records",))] = Field(examples=["./chats.jsonl"])
