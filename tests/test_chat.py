@@ -226,6 +226,48 @@ def test_an_interrupted_answer_is_kept(engine, monkeypatch, capsys):
     assert talk.history[-1] == {"role": "assistant", "content": "yo"}
 
 
+def test_ctrl_c_while_an_answer_is_made_ready_ends_that_alone(engine, monkeypatch, capsys):
+    """A prompt that is rendered, an engine that starts again, a model that opens: the conversation goes on."""
+    talk, real, lines = chat.Chat(engine, "tiny"), engine.render, ["one", "two", "/model big", "three"]
+
+    def render(messages, tools=None):
+        if messages[-1]["content"] == "two":
+            raise KeyboardInterrupt
+        return real(messages, tools)
+
+    def use(name):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(engine, "render", render)
+    monkeypatch.setattr(talk, "use", use)
+    monkeypatch.setattr(chat, "_typed", lambda *_: iter(lines))
+    assert chat.converse(talk, None) == 0
+    said = capsys.readouterr()
+    assert said.out.splitlines() == ["you said: one", "you said: three"] and said.err.count("stopped") == 2
+    assert [turn["content"] for turn in talk.history] == ["one", "you said: one", "three", "you said: three"]
+
+
+@pytest.mark.parametrize("command", ["/retry", "/edit and now"])
+@pytest.mark.parametrize("fault", [UserError("the engine's process died"), KeyboardInterrupt()])
+def test_what_is_asked_again_and_fails_is_not_forgotten(engine, monkeypatch, command, fault):
+    talk = chat.Chat(engine, "tiny")
+    for question in ("one", "two"):
+        talk.say(question)
+    talk.attached = ["a file"]
+    before = list(talk.history)
+
+    def submit(_):
+        raise fault
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "submit", submit)
+        with pytest.raises(type(fault)):
+            talk.command(command)
+    assert talk.history == before and talk.attached == ["a file"]
+    talk.command("/retry")
+    assert [turn["content"] for turn in talk.history] == ["one", "you said: one", "two", "you said: two"]
+
+
 TERMINAL = """
 import signal
 import sys

@@ -99,7 +99,7 @@ class Chat:
             except KeyboardInterrupt:
                 stream.cancel()
                 stopped = True
-        except UserError:
+        except (UserError, KeyboardInterrupt):
             if any(piece.text for piece in pieces):
                 answer("\n")
             self.history.pop()
@@ -203,28 +203,35 @@ class Chat:
         self.attached.clear()
         note("forgotten")
 
-    def _last(self) -> str:
-        """The last question, which is forgotten with its answer."""
+    def _last(self) -> list[dict[str, str]]:
+        """The last question and its answer, which are forgotten."""
         if not self.history:
             raise UserError("nothing was asked yet")
-        question = self.history[-2]["content"]
+        turns = self.history[-2:]
         del self.history[-2:]
-        return question
+        return turns
 
     def _retry(self, _: str) -> None:
-        self._again(self._last())
+        turns = self._last()
+        self._again(turns[0]["content"], turns)
 
     def _edit(self, text: str) -> None:
-        question = self._last()
+        turns = self._last()
         if text:
-            self._again(text)
+            self._again(text, turns)
         else:
-            self.draft = question
+            self.draft = turns[0]["content"]
 
-    def _again(self, text: str) -> None:
+    def _again(self, text: str, turns: list[dict[str, str]]) -> None:
+        """Ask `text` in the place of `turns`, which stay where there is no answer."""
         attached, self.attached = self.attached, []  # they wait for the next message
-        self.say(text)
-        self.attached = attached
+        try:
+            self.say(text)
+        except (UserError, KeyboardInterrupt):
+            self.history += turns
+            raise
+        finally:
+            self.attached = attached
 
     def _system(self, text: str) -> None:
         if text and "chat" not in self.engine.capabilities:

@@ -84,6 +84,8 @@ def converse(chat: Chat, history: Path | None) -> int:
                 chat.say(text)
         except UserError as error:
             note(str(error), "red")
+        except KeyboardInterrupt:  # while a prompt was made ready or a model opened
+            note("stopped")
     return 0
 
 
