@@ -166,6 +166,10 @@ def test_modelfile() -> None:
     assert '\nPARAMETER repeat_penalty 1.1\nTEMPLATE """' in text and "top_k" not in text
     assert '{{ range .Messages }}{{ if eq .Role "system" }}<|im_start|>system\n{{ .Content }}<|im_end|>\n{{ else if eq' in text
     assert text.endswith('{{ end }}{{ end }}<|im_start|>assistant\n"""\n')
+    started = "{{ bos_token }}" + kit.CHATML
+    for adds, begins in ((False, "<s>{{ range"), (True, "{{ range")):  # Ollama puts it before a text as the GGUF file says
+        found = _modelfile.modelfile("m.gguf", started, "<s>", "", [], 512, {}, adds)
+        assert f'TEMPLATE """{begins}' in found
     assert 'TEMPLATE """{{ .Prompt }}"""' in _modelfile.modelfile("m.gguf", "", "", "", [], 512, {})
     odd = "{% for m in messages %}{{ loop.index }}{{ m['content'] }}{% endfor %}"
     assert "no equal in Ollama" in _modelfile.modelfile("m.gguf", odd, "", "", [], 512, {})
@@ -174,6 +178,8 @@ def test_modelfile() -> None:
 def test_safetensors(folder: Path, tmp_path: Path) -> None:
     written, proof = export(folder, tmp_path / "half", "safetensors")
     assert written["precision"] == "bf16" and proof["perplexity_after"] == pytest.approx(proof["perplexity_before"], rel=0.02)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "half").iterdir()}
+    assert len(set(modes.values())) == 1, f"a server that runs as somebody else reads all or nothing: {modes}"
     whole, exact = export(folder, tmp_path / "whole", "safetensors", precision="fp32")
     assert exact["perplexity_after"] == exact["perplexity_before"] and whole["bytes"] > 1.8 * written["bytes"]
 

@@ -104,6 +104,7 @@ def test_dpo_with_an_adapter(folder: Path, base: Input) -> None:
     assert stats["loss_first"] == pytest.approx(0.693147, abs=1e-5), "policy and reference are the same at first"
     assert stats["trainable"] < stats["params"] and stats["merge_drift_nats"] < 1e-4
     assert (run.out / "adapter" / "adapter_model.safetensors").exists()
+    assert len({path.stat().st_mode & 0o777 for path in (run.out / "adapter").iterdir()}) == 1, "who reads one reads all"
     merged, _ = models.load(run.out)
     start, _ = models.load(base.path)
     changed = [not torch.equal(a, b) for a, b in zip(merged.state_dict().values(), start.state_dict().values(), strict=True)]

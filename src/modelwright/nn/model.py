@@ -154,6 +154,15 @@ def save(model: Any, tokenizer: Any, folder: Path | str) -> None:
     with quiet():
         core(model).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+    readable(Path(folder))
+
+
+def readable(folder: Path) -> None:
+    """Let weights be read by whoever may read the configuration beside them: safetensors writes for the owner alone, and a server
+    often runs as somebody else."""
+    mode = next(folder.glob("*config.json")).stat().st_mode
+    for path in folder.glob("*.safetensors"):
+        path.chmod(mode)
 
 
 def core(model: Any) -> Any:

@@ -123,6 +123,7 @@ def merge(model: Any, batch: Packed, folder: Path, start: str) -> tuple[Any, flo
     before_N = logps()
     with models.quiet():
         model.save_pretrained(folder, save_embedding_layers=False)  # else PEFT asks the Hub for the base model
+    models.readable(folder)
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty form
     note = folder / "adapter_config.json"
     tree = json.loads(note.read_text())

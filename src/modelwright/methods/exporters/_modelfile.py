@@ -27,8 +27,18 @@ _PARAMETERS = {
 """Names in `generation_config.json` -> Ollama's."""
 
 
-def modelfile(gguf: str, template: str, bos: str, eos: str, stops: list[str], context: int, settings: dict[str, Any]) -> str:
-    """`settings`: the model's `generation_config.json`; how to sample is taken from it where it says so, else Ollama decides."""
+def modelfile(
+    gguf: str,
+    template: str,
+    bos: str,
+    eos: str,
+    stops: list[str],
+    context: int,
+    settings: dict[str, Any],
+    adds_bos: bool = False,
+) -> str:
+    """`settings`: the model's `generation_config.json`; how to sample is taken from it where it says so, else Ollama decides.
+    `adds_bos`: the tokenizer begins every text with `bos`, as Ollama's does then: the template must not do so, too."""
     lines = [f"FROM ./{gguf}", f"PARAMETER num_ctx {min(context, 4096)}", *(f'PARAMETER stop "{stop}"' for stop in stops)]
     lines += [f"PARAMETER {ollama} {settings[name]}" for name, ollama in _PARAMETERS.items() if settings.get(name) is not None]
     if not template:
@@ -39,6 +49,7 @@ def modelfile(gguf: str, template: str, bos: str, eos: str, stops: list[str], co
             0, "# The model's chat template has no equal in Ollama's language; Ollama will use what it finds in the GGUF file."
         )
         return "\n".join([*lines, ""])
+    start = parts["start"][0].removeprefix(bos) if adds_bos else parts["start"][0]
     turns = "".join(
         f'{{{{ {"else " if number else ""}if eq .Role "{role}" }}}}{"{{ .Content }}".join(parts[role])}'
         for number, role in enumerate(role for role in _ROLES if role in parts)
@@ -46,7 +57,7 @@ def modelfile(gguf: str, template: str, bos: str, eos: str, stops: list[str], co
     return "\n".join(
         [
             *lines,
-            f'TEMPLATE """{parts["start"][0]}{{{{ range .Messages }}}}{turns}{{{{ end }}}}{{{{ end }}}}{parts["header"][0]}"""',
+            f'TEMPLATE """{start}{{{{ range .Messages }}}}{turns}{{{{ end }}}}{{{{ end }}}}{parts["header"][0]}"""',
             "",
         ]
     )

@@ -26,7 +26,7 @@ FILE = "model.gguf"
 class Gguf(Exporter):
     """llama.cpp's file format."""
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     advice: ClassVar[Advice] = Advice(
         "the model is to run on laptops: llama.cpp, Ollama, LM Studio, or our own `llamacpp` engine",
         "it is served by vLLM or transformers: they read the model's folder as it is",
@@ -124,7 +124,7 @@ class Gguf(Exporter):
         _write_tensors(writer, source, tensors, kinds, log)
         bos, eos = tokenizer.bos_token or "", tokenizer.eos_token or ""
         stops, context = _modelfile.stops(tokenizer, ends), source.config["max_position_embeddings"]
-        text = _modelfile.modelfile(FILE, template, bos, eos, stops, context, settings)
+        text = _modelfile.modelfile(FILE, template, bos, eos, stops, context, settings, _adds_bos(tokenizer))
         (out / "Modelfile").write_text(text, encoding="utf-8")
         return {
             "type": self.type,
@@ -206,14 +206,18 @@ def _without_words(template: str, tokenizer: Any) -> str:
     return "".join(f"{{% set {name} = '' %}}" for name in missing) + template
 
 
+def _adds_bos(tokenizer: Any) -> bool:
+    """Whether every text begins with the token for its start."""
+    return tokenizer.bos_token_id is not None and bool(tokenizer.encode("a")[:1] == [tokenizer.bos_token_id])
+
+
 def _write_vocabulary(writer: Any, vocabulary: Any, tokenizer: Any, ends: frozenset[int]) -> None:
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(vocabulary.pre)
     writer.add_token_list(vocabulary.tokens)
     writer.add_token_types(vocabulary.types)
     writer.add_token_merges(vocabulary.merges)
-    first = tokenizer.encode("a")[:1]
-    writer.add_add_bos_token(tokenizer.bos_token_id is not None and first == [tokenizer.bos_token_id])
+    writer.add_add_bos_token(_adds_bos(tokenizer))
     writer.add_add_eos_token(False)
     for token, add in (
         (tokenizer.bos_token_id, writer.add_bos_token_id),
