@@ -4,11 +4,13 @@ import json
 import re
 
 import pytest
+import yaml
 
 import modelwright as mw
 from modelwright.cli.main import main
 from modelwright.core.errors import UserError
 from modelwright.core.estimate import Facts, Given, Machine, Part, Quantity, Shape
+from modelwright.core.parallel import Parallel
 from modelwright.core.predict import as_told
 from modelwright.core.recipe import loads
 from modelwright.core.spec import kind_of
@@ -184,6 +186,62 @@ def test_more_cards_are_offered_where_one_is_not_enough():
     )
     found = fitting.fit(train(start="base", length=256), known, "chat")
     assert any(change.name.startswith("shard over") for change in found.changes), found.changes
+
+
+def test_copies_of_a_model_are_divided_before_anything_is_computed_twice():
+    """Eight copies of 7 billion weights were told to recompute, to offload and to change their optimizer."""
+    big = SMALL.model_copy(update={"layers": 32, "hidden": 2048, "intermediate": 5504})
+    for machine in (CARD._replace(devices=8), Machine("here", 64, 100e9)):
+        known = given(machine, big)._replace(parallel=Parallel(data=8))
+        found = fitting.fit(train(), known, "chat")
+        assert found.changes[0].sets == ("runtime.parallel.data=1", "runtime.parallel.shard=8"), found.changes
+        assert {"runtime.parallel.data=1", "runtime.parallel.shard=8"} <= set(found.needed)
+
+
+def test_what_is_enough_names_each_field_once_and_no_more_than_is_needed():
+    """All were kept where more cards were the last, and `offload` was told three times."""
+    big = SMALL.model_copy(update={"layers": 40, "hidden": 2048, "intermediate": 8192})
+    known = Given(CARD._replace(device_memory_bytes=7.5e9, memory_bytes=16e9), {**ROWS, "base": Facts(type="model", shape=big)})
+    stage = train(start="base")
+    found = fitting.fit(stage, known, "chat")
+    paths = [text.partition("=")[0] for text in found.needed]
+    assert "runtime.parallel.shard" in paths and len(paths) == len(set(paths)), found.needed
+    assert len(paths) < len({text.partition("=")[0] for change in found.changes for text in change.sets})
+    count = int(found.needed[paths.index("runtime.parallel.shard")].partition("=")[2])
+    machine = known.machine._replace(devices=count, memory_bytes=count * known.machine.memory_bytes)
+    own = dict(text.removeprefix("stages.chat.").split("=") for text in found.needed if not text.startswith("runtime"))
+    values = {path: yaml.safe_load(value) for path, value in own.items()}
+    now = fitting.tried(stage, known._replace(machine=machine, parallel=Parallel(shard=count)))
+    assert fitting.attempt(now, values).fits
+    for left in values:
+        then = fitting.attempt(now, {path: value for path, value in values.items() if path != left})
+        assert then is None or not then.fits, f"{left} was not needed"
+
+
+def test_processes_share_the_memory_of_their_machine(tmp_path, monkeypatch):
+    """Eight of 1 GB were taken to fit 2 GB, and the kernel killed them."""
+    one, eight = (train().estimate(given(Machine("here", 8, 6e9))._replace(parallel=Parallel(data=n))) for n in (1, 8))
+    (alone,), (together,) = (fitting.needs(found, Machine("here", 8, 6e9)) for found in (one, eight))
+    assert alone.what == "memory" and together.what == "memory for 8 processes" and alone.fits and not together.fits
+    assert together.takes.value == pytest.approx(8 * eight.memory.value)
+    assert sum(part.bytes for part in together.parts) == pytest.approx(together.takes.value)
+    apart = train().estimate(given(Machine("here", 8, 6e9, apart=True))._replace(parallel=Parallel(data=8)))
+    assert apart.processes == 1, "each is on a machine of its own"
+
+    monkeypatch.chdir(tmp_path)
+    for name in ("model", "texts"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("words " * 1000)
+    (tmp_path / "model" / "config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": 50}))
+    base = "{kind: train, data: ./texts/, start: ./model/, objective: next_token, steps: 5}"
+    for launch, cell in (("local", "2 x "), ("slurm", "")):
+        (tmp_path / "r.yaml").write_text(
+            f"name: r\nruntime: {{parallel: {{data: 2}}, launch: {launch}}}\nstages:\n  base: {base}\n"
+        )
+        plan = mw.load("r.yaml").plan()
+        (row,) = plan.rows
+        assert plan.table()[0]["memory"].startswith(cell) and ("x" in plan.table()[0]["memory"]) is bool(cell)
+        assert plan.peak_bytes == pytest.approx(row.estimate.memory.value * (2 if cell else 1))
 
 
 def test_where_nothing_helps_it_is_said():

@@ -157,7 +157,7 @@ class Project:
         return execute(
             self.loaded,
             self.store,
-            this_machine(),
+            whole.of_run(self.loaded, this_machine()),
             listener or (lambda event, fields: None),
             adjust=adjust,
             only=only,
@@ -168,7 +168,7 @@ class Project:
 
     def tried(self, steps: Sequence[Step], machine: Machine | None = None) -> dict[str, Tried]:
         """Those of `steps` that are to be made, each with what it would take of the memory of `machine` (unset: this one)."""
-        on = machine or this_machine()
+        on = machine or whole.of_run(self.loaded, this_machine())
         parallel = whole.spread(self.loaded, steps, on)
         estimates = predict(steps, on, self.recipe.seed, parallel=parallel)
         found = givens(steps, estimates, on, self.recipe.seed, parallel)

@@ -136,6 +136,8 @@ class Machine(NamedTuple):
     """Rate at which one of its cards, or of its processes, sends to another; 0: not known."""
     power_w: float = 0.0
     """What all of it draws under load, at the wall of its board; 0: not known."""
+    apart: bool = False
+    """Processes of a training start on other machines, each taken to be one like this."""
     source: str = ""
     """Where these rates come from: `guessed`, `measured <date>` or a data sheet's address and the achieved fraction."""
 
@@ -242,7 +244,7 @@ class Estimate(NamedTuple):
 
     seconds: Quantity
     memory: Quantity
-    """Peak resident bytes of the process."""
+    """Peak resident bytes of the process, or of each of `processes`."""
     disk: Quantity
     facts: dict[str, Facts]
     """By part; the artifact as a whole under ''."""
@@ -258,6 +260,8 @@ class Estimate(NamedTuple):
     """Tokens of prompts and of answers that engines are asked for: what a paid one would count."""
     spans: tuple[Span, ...] = ()
     """What `seconds` is made of, before that correction; empty: one number is all that is known."""
+    processes: int = 1
+    """How many take `memory` each of one machine."""
 
 
 def estimate(

@@ -64,29 +64,43 @@ def changes(first: Tried, name: str, lengths: Lengths) -> tuple[tuple[Change, ..
 
 
 def _fewest(first: Tried, taken: list[Option], name: str) -> tuple[str, ...]:
-    """What to type of the options: those without which the last would not do."""
+    """What to type of the options: those without which the last would not do, and of them each value that is needed."""
+
+    def fits(values: Mapping[str, Any], given: Given) -> bool:
+        found = attempt(first, values, given)
+        return found is not None and found.fits
+
     for option in reversed(taken[:-1]):
         fewer = [one for one in taken if one is not option]
-        if (found := _all(first, fewer)) is not None and found.fits:
+        if fits(*_all(first, fewer)):
             taken = fewer
-    return tuple(text for option in taken for text in _sets(option, name))
+    values, given = _all(first, taken)
+    for path in tuple(values):
+        fewer_values = {other: value for other, value in values.items() if other != path}
+        if fits(fewer_values, given):
+            values = fewer_values
+    return *(text for option in taken for text in option.sets), *_typed(values, name)
 
 
-def _all(first: Tried, options: Sequence[Option]) -> Tried | None:
+def _all(first: Tried, options: Sequence[Option]) -> tuple[dict[str, Any], Given]:
+    """What all of them change: of several values of a field the last."""
     values: dict[str, Any] = {}
     given = first.given
     for option in options:
         values |= option.values
         if option.given is not None:
-            given = given._replace(
-                parents={**given.parents, **option.given.parents},
-                parallel=option.given.parallel if option.given.parallel.processes > 1 else given.parallel,
-            )
-    return attempt(first, values, given)
+            spread = option.given if option.given.parallel != first.given.parallel else given
+            parents = {**given.parents, **option.given.parents}
+            given = given._replace(parents=parents, parallel=spread.parallel, machine=spread.machine)
+    return values, given
+
+
+def _typed(values: Mapping[str, Any], name: str) -> list[str]:
+    return [f"stages.{name}.{path}={written(value)}" for path, value in values.items()]
 
 
 def _sets(option: Option, name: str) -> tuple[str, ...]:
-    return *option.sets, *(f"stages.{name}.{path}={written(value)}" for path, value in option.values.items())
+    return *option.sets, *_typed(option.values, name)
 
 
 def written(value: Any) -> str:
@@ -115,6 +129,18 @@ def _micro(now: Tried, lengths: Lengths) -> Option | None:
         return None
     costs = "the same result; matrix products of fewer than some hundred tokens run slower"
     return Option(f"micro-batches of {STEP * size:,} tokens", {"micro_tokens": STEP * size}, costs)
+
+
+def _divide(now: Tried, lengths: Lengths) -> Option | None:
+    """Copies of a model on several processes, of which each may keep a part."""
+    parallel = now.given.parallel
+    if parallel.data == 1:
+        return None
+    shard = parallel.data * parallel.shard
+    given = now.given._replace(parallel=parallel.model_copy(update={"data": 1, "shard": shard}))
+    sets = ("runtime.parallel.data=1", f"runtime.parallel.shard={shard}")
+    costs = "the same but for the order of sums; weights travel in each pass (arXiv:2304.11277)"
+    return Option(f"divide the model over the {shard} processes that have copies", {}, costs, given, sets)
 
 
 def _recompute(now: Tried, lengths: Lengths) -> Option | None:
@@ -281,6 +307,7 @@ OFFERS: tuple[Callable[[Tried, Lengths], Option | None], ...] = (
     fewer_answers,
     shorter_pieces,
     _micro,
+    _divide,
     _recompute,
     partial(_offload, "activations"),
     partial(_offload, "states"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from modelwright.core.estimate import Quantity
+from modelwright.core.estimate import Estimate, Quantity
 from modelwright.core.units import bytes_text
 
 
@@ -12,6 +12,11 @@ def share(part: float, whole: float) -> str:
 
 def energy_text(kwh: float | None) -> str:
     return "" if kwh is None else "0" if kwh == 0 else f"{kwh:.3g} kWh" if kwh >= 0.0995 else f"{1000 * kwh:.2g} Wh"
+
+
+def memory_text(found: Estimate) -> str:
+    each = bytes_text(found.memory.value)
+    return each if found.processes == 1 else f"{found.processes} x {each}"
 
 
 def card_cells(found: Quantity | None) -> dict[str, str]:

@@ -87,8 +87,18 @@ def needs(estimate: Estimate, machine: Machine) -> tuple[Need, ...]:
         what = "memory of each card" if machine.devices > 1 else "memory of the card"
         found.append(Need(what, estimate.device_memory, machine.device_memory_bytes, estimate.device_parts))
     if machine.memory_bytes:
-        found.append(Need("memory", estimate.memory, machine.memory_bytes, estimate.parts))
+        found.append(_of_all(Need("memory", estimate.memory, machine.memory_bytes, estimate.parts), estimate.processes))
     return tuple(sorted(found, key=lambda need: -need.high_bytes / need.has_bytes))
+
+
+def _of_all(need: Need, processes: int) -> Need:
+    """Of a memory that so many processes share, each of which takes as much."""
+    if processes == 1:
+        return need
+    low, high = (None if end is None else processes * end for end in (need.takes.low, need.takes.high))
+    takes = need.takes._replace(value=processes * need.takes.value, low=low, high=high)
+    parts = tuple(part._replace(bytes=processes * part.bytes) for part in need.parts)
+    return need._replace(what=f"memory for {processes} processes", takes=takes, parts=parts)
 
 
 # --- a stage with other values ----------------------------------------------------------------------

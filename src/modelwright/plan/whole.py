@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from modelwright.core.errors import UserErrors
 from modelwright.core.estimate import Estimate, Machine
-from modelwright.core.parallel import Parallel
+from modelwright.core.parallel import Parallel, elsewhere
 from modelwright.core.predict import Adjust, as_told, givens, known, predict
 from modelwright.core.recipe import Loaded
 from modelwright.core.spec import kind_of
@@ -15,7 +15,7 @@ from modelwright.core.steps import Step
 from modelwright.core.units import bytes_text, seconds_text, text_table, usd_text
 from modelwright.plan import money
 from modelwright.plan._lint import Finding
-from modelwright.plan._whole_text import card_cells, energy_text, share
+from modelwright.plan._whole_text import card_cells, energy_text, memory_text, share
 from modelwright.plan.cuda import on_card
 from modelwright.plan.fit import Fits, fit, needs, refusal, typed
 from modelwright.plan.lint import lint
@@ -78,7 +78,7 @@ class Plan(NamedTuple):
 
     @property
     def peak_bytes(self) -> float:
-        return max((row.estimate.memory.value for row in self.left), default=0.0)
+        return max((row.estimate.processes * row.estimate.memory.value for row in self.left), default=0.0)
 
     @property
     def total(self) -> Cost:
@@ -106,7 +106,7 @@ class Plan(NamedTuple):
                 "kind": r.kind,
                 "state": r.state,
                 "time": seconds_text(r.estimate.seconds.value),
-                "memory": bytes_text(r.estimate.memory.value),
+                "memory": memory_text(r.estimate),
                 **(card_cells(r.estimate.device_memory) if card else {}),
                 "disk": bytes_text(r.estimate.disk.value),
                 **({"energy": energy_text(r.cost.kwh if r.state != "cached" else 0.0)} if power else {}),
@@ -209,6 +209,11 @@ def spread(loaded: Loaded, steps: Sequence[Step], machine: Machine) -> Parallel:
     return by_data if all(need.fits for need in cards) else Parallel(shard=machine.devices)
 
 
+def of_run(loaded: Loaded, machine: Machine) -> Machine:
+    """This machine, as a run takes it."""
+    return machine._replace(apart=elsewhere(loaded.recipe.runtime.launch))
+
+
 def predicted(loaded: Loaded, steps: Sequence[Step], on: Target, adjust: Adjust) -> tuple[Parallel, dict[str, Estimate]]:
     """`adjust` is what runs here taught, and so for this machine alone."""
     runtime, machine = loaded.recipe.runtime, on.machine
@@ -234,6 +239,7 @@ def rows_of(steps: Sequence[Step], estimates: dict[str, Estimate], on: Target) -
 
 
 def plan(loaded: Loaded, steps: Sequence[Step], on: Target, adjust: Adjust) -> Plan:
+    on = on if on.device else on._replace(machine=of_run(loaded, on.machine))
     parallel, estimates = predicted(loaded, steps, on, adjust)
     rows, unknown = rows_of(steps, estimates, on)
     machine, budget, bill = on.machine, loaded.recipe.budget, on.table.electricity

@@ -122,7 +122,8 @@ def cost(load: Load, machine: Machine, unknown: str) -> Estimate:
         f"weights {bytes_text(params * 4.0)}, one checkpoint, tokenised rows{assumed}",
         {"": facts},
     )
-    return found._replace(spans=spans, parts=memory.parts, device_memory=memory.card, device_parts=memory.card_parts)
+    found = found._replace(spans=spans, parts=memory.parts, device_memory=memory.card, device_parts=memory.card_parts)
+    return found if machine.apart else found._replace(processes=spread.processes)
 
 
 def chars_per_token(vocab: int) -> float:
