@@ -39,6 +39,7 @@ SIZES: dict[str, dict[str, Any]] = {
 USUAL = {"encoder": "masked_token", "encoder_decoder": "span_corruption"}
 HERE = Machine("here", 2, 16e9, flops_per_s=1e11, bf16_flops_per_s=2e11)
 BESIDE = ("imports", "rows", "reference")
+TABLES = {"adapter": {"kind": "lora", "rank": 4, "ends": "embeddings"}, "objective": "sft"}
 DROPOUT = {"kind": "lora", "rank": 4, "dropout": 0.1}
 
 
@@ -77,6 +78,8 @@ COUNTED: list[tuple[str, dict[str, Any]]] = [
     ("gemma", {"adapter": {"kind": "lora", "targets": "attention"}, "objective": "sft"}),
     ("qwen3", {"adapter": {"kind": "lora", "ends": "head"}, "precision": "bf16"}),
     ("llama", {"adapter": DROPOUT, "recompute": "full", "precision": "bf16"}),
+    *(("llama", {**TABLES, **more}) for more in ({}, {"recompute": "full"}, {"recompute": "full", "precision": "bf16"})),
+    ("qwen3", {"adapter": {"kind": "lora"}, "recompute": "full", "precision": "bf16", "objective": "sft"}),
     ("llama", {"micro_tokens": 48, "optimizer": "lamb"}),
     ("llama", {"step_in_backward": True, "clip": 0.0, "objective": "sft"}),
     ("llama", {"average": 0.9, "validation": ["data"], "validate_every": 1}),

@@ -288,13 +288,13 @@ def _modules(training: Training) -> list[Moment]:
             found.append(Moment("the backward pass of an encoder's layer, computed again", deeper + left, again))
         return found
     how = training.how
-    from_table = trains.beside is None or "table" in places  # else nothing leads back from the first layer
+    from_table = trains.beside is None or "table" in places or training.full  # else nothing leads back from the first layer
     windowed = min(shape.windowed_layers, shape.layers)
     plain, window = (modules.kept(shape, sides, work, trains, seen, how) for seen in (False, True))
     layers, enters = plain * (shape.layers - windowed) + window * windowed, row * from_table
     always = ours.turns(shape, sides, work, 4.0, how) + enters
     last = row * (trains.beside is None and not shape.both_ways)  # a norm's gain is trained
-    if trains.beside is not None and not from_table and trains.attention and not training.full:
+    if trains.beside is not None and not from_table and trains.attention:
         always -= 3 * work.tokens * trains.beside.noise_bytes(shape.hidden)
     if "activations" in training.offload:
         layers = max(plain, window * bool(windowed))
@@ -302,7 +302,9 @@ def _modules(training: Training) -> list[Moment]:
         again = max(plain, window * bool(windowed)) + casts / shape.layers - row * (not shape.both_ways)
         layers, casts = shape.layers * row, 0.0
     found, left = _loss(training, layers + casts + always + last)
-    for name, working in modules.backward(shape, sides, work, trains, training.how):
+    if not shape.both_ways:
+        found.append(Moment("the backward pass of the last norm", layers + casts + always + last + left, 5 * row))
+    for name, working in modules.backward(shape, sides, work, trains, training.how, training.full):
         deeper = layers + casts + always + left - row + (again if training.full else 0.0)
         found.append(Moment(f"{name} of the last layer", deeper, working))  # a gradient that is stepped at once is no layer's
     return found

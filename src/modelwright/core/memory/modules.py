@@ -75,10 +75,13 @@ def _attention(shape: Shape, sides: Sides, trains: Trains, together: bool) -> fl
 
 
 def _attended(sides: Sides, trains: Trains, work: Work, together: bool) -> float:
-    """Input of the matrix behind attention: beside one text, or where one kernel gives it, it is what attention itself keeps."""
+    """Input of the matrix behind attention: of one text, or where one kernel gives it, it is what attention itself keeps."""
+    own = together or sum(text.number for text in work.texts) <= 1
     if trains.beside is not None:
-        return trains.beside.kept_bytes(sides.queries, 1, sides.size == 2.0)
-    return sides.size * sides.queries if sum(text.number for text in work.texts) > 1 and not together else 0.0
+        copied = sides.size == 2.0 or trains.beside.noise_bytes(sides.queries) > 0
+        kept_bytes = trains.beside.kept_bytes(sides.queries, 1, sides.size == 2.0)
+        return kept_bytes - (0.0 if copied or not own else 4.0 * sides.queries)
+    return 0.0 if own else sides.size * sides.queries
 
 
 def _product(sides: Sides, trains: Trains) -> float:
@@ -98,8 +101,8 @@ def casts(shape: Shape) -> float:
     return 2.0 * total(weight for weight in weights_of(shape) if weight.place in ("attention", "mlp"))
 
 
-def backward(shape: Shape, sides: Sides, work: Work, trains: Trains, how: How) -> list[tuple[str, float]]:
-    """(moment, bytes) in the backward pass of a layer, beside what it keeps."""
+def backward(shape: Shape, sides: Sides, work: Work, trains: Trains, how: How, again: bool = False) -> list[tuple[str, float]]:
+    """(moment, bytes) in the backward pass of a layer, beside what it keeps; `again`: after it was computed a second time."""
     tokens, size = work.tokens, sides.size
     row, mlp = 4 * tokens * sides.width, size * tokens * sides.wide
     if shape.experts:
@@ -118,9 +121,16 @@ def backward(shape: Shape, sides: Sides, work: Work, trains: Trains, how: How) -
         ("the MLP's last product backward", row + mlp + formed + (row / 2 if size == 2 else 0.0)),
         ("the MLP's gate backward", row + 3 * mlp - product),
     ]
-    if trains.beside is not None and trains.beside.noise_bytes(sides.wide):  # the product is there beside what is made of it
-        wide = row + 4 * tokens * sides.wide if size == 2 else 0.0  # noise is in float32, and so are its product and the input
-        found.append(("the MLP's last product", 5 * row + mlp + wide + how.product(tokens, sides.wide, sides.width)))
+    if trains.beside is None:
+        return found
+    noise, result = trains.beside.noise_bytes(sides.wide), how.product(tokens, sides.wide, sides.width)
+    whole = 4 * tokens * sides.wide if size == 2 else 0.0  # the product in float32, as the adapter reads it
+    if again:  # while the gradient waits that asked for it
+        rows = (2 + (shape.norms == 2) + size / 4) * row
+        noisy = 4 * tokens * sides.wide if noise else 0.0
+        found.append(("the MLP's last product, computed again,", rows + mlp * (size == 2) + whole + noisy + result))
+    elif noise:  # the product is there beside what is made of it; noise is in float32, and so are its product and the input
+        found.append(("the MLP's last product", 5 * row + mlp + whole + row * (size == 2) + result))
     return found
 
 

@@ -158,18 +158,18 @@ def backward(
     """(moment, bytes, share of the layer's gradients that are there) in the backward pass of a layer, beside what it keeps.
     `ranks`: of what an adapter puts beside attention's and the MLP's matrices; None: the matrices themselves are trained."""
     asked = work.wanted if few else work.tokens
-    half, trains = sides.size == 2.0, ranks is None
+    half, share = sides.size == 2.0, 1 / 4 if ranks is None else 0.0
     size, row, mlp = sides.size, asked * sides.width, sides.size * asked * sides.wide
     beside_attention, beside_mlp = (2 * size * asked * rank for rank in ranks or (0.0, 0.0))
     outer = shape.norms > 2  # what attention and the MLP add is normed, too
-    norm, share = how.slope(asked, sides.width), 1 / 4 if trains else 0.0
+    norm, (attention, mlps) = how.slope(asked, sides.width), ranks or (None, None)
     cast = 2 * sides.width * sides.wide * half
-    down = cast + max(how.product(asked, sides.width, sides.wide), trains * how.formed(sides.width, sides.wide, asked))
-    up = cast + max(how.product(asked, sides.wide, sides.width), trains * how.formed(sides.wide, sides.width, asked))
+    down = cast + _matrix(how, sides.width, sides.wide, asked, mlps)
+    up = cast + _matrix(how, sides.wide, sides.width, asked, mlps)
     arrives = 4 * row + (2 * row if half else 4 * row * outer)
     middle = arrives + 2 * mlp + 2 * size * row
     out = 2 * row * half + size * asked * sides.queries + beside_attention + 2 * sides.width * sides.queries * half
-    out += max(how.product(asked, sides.width, sides.queries), trains * how.formed(sides.width, sides.queries, asked))
+    out += _matrix(how, sides.width, sides.queries, asked, attention)
     last = max(norm, 4 * row + out) if outer else out
     # kernels of our own make both slopes at once, when the product has gone
     first = max(2 * mlp + down, 3 * mlp) if how.slopes else 3 * mlp + down
@@ -179,6 +179,12 @@ def backward(
         ("the backward pass of the norm before the MLP", middle + norm, 3 * share),
         ("the backward pass of attention's output", middle + 4 * row + last, 3 * share),
     ]
+
+
+def _matrix(how: How, outputs: float, inputs: float, asked: float, rank: float | None) -> float:
+    """Of a matrix's backward pass, what products take beside their results, and its gradient, or that of an adapter's two."""
+    sides = ((outputs, inputs),) if rank is None else ((outputs, rank), (rank, inputs))
+    return max([how.product(asked, outputs, inputs), *(how.formed(*of, asked) for of in sides if all(of))])
 
 
 def attention_backward(sides: Sides, work: Work, few: bool, how: How = PLAIN) -> float:
