@@ -11,6 +11,8 @@ import pytest
 from modelwright.core.errors import UserError
 from modelwright.serve.app import create_app
 from modelwright.serve.errors import ApiError
+from modelwright.serve.guard import Rules
+from modelwright.serve.limits import Limits
 from modelwright.serve.models import Models, Source
 from tests.fake_engine import FakeEngine
 from tests.test_serve import CHAT
@@ -170,5 +172,28 @@ def test_a_drain_waits_for_a_model_that_is_being_opened(ends):
             assert codes == [{"opened": None, "cut": "shutting_down", "broken": "model_unavailable"}[ends]] * 2
             assert queue.busy == 0
             shelf.gate.set()
+
+    asyncio.run(use())
+
+
+def test_a_key_of_some_models_sees_and_changes_no_others(tmp_path):
+    shelf = Shelf({"a": 0, "b": 0}, 0)
+    shelf.models.add("poet", "b", tmp_path)
+    app = create_app(shelf.models, "a", rules=Rules(limits=Limits(models=("a",))), admin=True)
+
+    async def use() -> None:
+        async with (
+            app.router.lifespan_context(app),
+            httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client,
+        ):
+            assert [model["id"] for model in (await client.get("/v1/models")).json()["data"]] == ["a"]
+            for name, status in (("a", 200), ("b", 403), ("poet", 403), ("b:poet", 403), ("c", 404)):
+                assert (await client.get(f"/v1/models/{name}")).status_code == status, name
+                assert (await client.post("/v1/chat/completions", json=CHAT | {"model": name})).status_code == status, name
+            for path, body in (("load", {"lora_name": "new", "lora_path": str(tmp_path), "base_model_name": "b"}),
+                               ("unload", {"lora_name": "poet"})):  # fmt: skip
+                told = await client.post(f"/v1/{path}_lora_adapter", json=body)
+                assert (told.status_code, told.json()["error"]["code"]) == (403, "not_allowed")
+            assert shelf.models.names == ["a", "b", "poet"] and not shelf.engines["b"]
 
     asyncio.run(use())

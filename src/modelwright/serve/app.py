@@ -200,6 +200,7 @@ def _models(app: FastAPI, models: Models, settings: Settings, feedback: Feedback
 
     @app.get("/v1/models/{model_name:path}")
     async def one_model(model_name: str) -> Response:
+        record().client.check_model(models.adapter_of(model_name) or models.base_of(model_name))
         return json_response(models.about(model_name) | more)
 
 
@@ -226,6 +227,8 @@ def _adapters(app: FastAPI, models: Models, admin: bool) -> None:
             raise ApiError(
                 403, "adapters are changed over HTTP only where the server was started with --admin", code="not_allowed"
             )
+        if record().client.limits.models is not None:
+            raise ApiError(403, "a key that may use some models alone changes no adapters", code="not_allowed")
 
     @app.post("/v1/load_lora_adapter")
     async def load(body: LoadAdapter) -> Response:
@@ -281,7 +284,7 @@ def _errors(app: FastAPI) -> None:
         return (refusal(error) or _bug()).response(request.url.path)
 
     async def invalid(request: Request, error: RequestValidationError) -> Response:
-        message, param = explain(error.errors()[0])
+        message, param = explain(error.errors())
         return ApiError(400, message, param=param).response(request.url.path)
 
     async def http(request: Request, error: HTTPException) -> Response:

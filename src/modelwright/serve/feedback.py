@@ -91,9 +91,8 @@ class Feedback:
         with self._work:
             answer = self._answers.get(rating.id)
             if answer is None:
-                raise ApiError(
-                    404, f"there is no answer {rating.id!r}, or it is too long ago", param="id", code="answer_not_found"
-                )
+                why = "it is too long ago, or was one of several, or was asked with tools, images or echo"
+                raise ApiError(404, f"there is no answer {rating.id!r} to rate: {why}", param="id", code="answer_not_found")
             if rating.id in self._rated:
                 self._take_out(rating.id)
             row = {

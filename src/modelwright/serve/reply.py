@@ -116,7 +116,7 @@ def refusal(error: Any) -> ApiError | None:
     if isinstance(error, UserError):
         return ApiError(400, str(error))
     if isinstance(error, ValidationError):
-        message, param = explain(dict(error.errors()[0]))
+        message, param = explain(error.errors())
         return ApiError(400, message, param=param)
     return None
 

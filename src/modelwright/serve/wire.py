@@ -6,6 +6,7 @@ A known field that we do not honour may only be absent, null or hold its neutral
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -130,8 +131,16 @@ def as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
-def explain(error: dict[str, Any]) -> tuple[str, str | None]:
-    """One of pydantic's errors as a message and the field's name, such as `messages[0].content`."""
+_OURS = re.compile(r"str|int|float|bool|dict|[A-Z]\w*|.*[-\[].*", re.DOTALL)
+"""What pydantic calls the parts of a union: types, classes, `constrained-str`, `list[int]`. No field of ours is called so."""
+
+
+def explain(errors: Sequence[Any]) -> tuple[str, str | None]:
+    """The first of pydantic's errors as a message and the field's name, such as `messages[0].content`. Of a field that may be one
+    thing or another, what is wrong where it came nearest to one of them."""
+    place = list(errors[0]["loc"])
+    fork = next((at for at, part in enumerate(place) if isinstance(part, str) and _OURS.fullmatch(part)), len(place))
+    error = max((one for one in errors if list(one["loc"][:fork]) == place[:fork]), key=lambda one: len(one["loc"]))
     place = list(error["loc"])
     if place and place[0] == "body":
         place = place[1:]
@@ -139,11 +148,14 @@ def explain(error: dict[str, Any]) -> tuple[str, str | None]:
     if named is not None:
         place.append(named)
     param = ""
-    for part in place:
+    unknown = error["type"] == "extra_forbidden"
+    for at, part in enumerate(place):
+        if isinstance(part, str) and _OURS.fullmatch(part) and not (unknown and at == len(place) - 1):
+            continue
         param += f"[{part}]" if isinstance(part, int) else f".{part}" if param else str(part)
     if error["type"] == "json_invalid":
         return "the request's body is not valid JSON", None
-    if error["type"] == "extra_forbidden":
+    if unknown:
         return f"unknown field: {param}", param
     if error["type"] == "missing":
         return f"missing field: {param or 'a JSON body'}", param or None
