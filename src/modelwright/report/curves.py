@@ -218,7 +218,18 @@ def _draw(axes: Axes, panel: Panel, steps: int) -> None:
     x, low, mean, high = _grouped(panel.line)
     if low != high:
         axes.fill_between(x, low, high, color=FIRST, alpha=0.18, linewidth=0)
-    axes.plot(x, mean, color=FIRST, linewidth=1.7, solid_capstyle="round", solid_joinstyle="round")
+    alone = "o" if len(x) == 1 else ""  # of one point no line can be drawn
+    axes.plot(
+        x,
+        mean,
+        color=FIRST,
+        linewidth=1.7,
+        marker=alone,
+        markersize=4.5,
+        clip_on=not alone,
+        solid_capstyle="round",
+        solid_joinstyle="round",
+    )
     if panel.marks:
         axes.plot(
             [s for s, _ in panel.marks],
