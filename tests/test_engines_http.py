@@ -17,7 +17,7 @@ from modelwright.core.errors import UserError
 from modelwright.core.events import Log
 from modelwright.core.stage import STAGES
 from modelwright.methods.decoders import DECODERS
-from modelwright.methods.engines import ENGINES, Constraint, Request, Sampling, Speculate, open_engine, request_of
+from modelwright.methods.engines import ENGINES, Constraint, Request, Sampling, Speculate, Unavailable, open_engine, request_of
 from modelwright.methods.engines import _http as http
 from modelwright.methods.engines._cache import Cache
 from modelwright.methods.engines._pace import Pace, delay_s
@@ -215,6 +215,7 @@ def test_what_may_pass_is_asked_again(fake: Fake, quick: list[float]) -> None:
         ((429, {}, {"error": {"message": "pay", "code": "insufficient_quota"}}), 1, "insufficient_quota"),
         ((429, {"retry-after": "3600"}, BUSY), 1, "takes no more for now"),
         ((429, {}, BUSY), 3, "takes no more for now"),
+        ((401, {}, {"error": {"message": "who?"}}), 1, "does not accept the key"),
         ((500, {}, [{"error": {"message": "oops"}}]), 3, "oops"),
         ("drop", 3, "the connection to other broke"),
         ((200, {}, {"choices": []}), 1, "gave no answer"),
@@ -222,16 +223,17 @@ def test_what_may_pass_is_asked_again(fake: Fake, quick: list[float]) -> None:
 )
 def test_what_does_not_pass_is_told(fake: Fake, answer: Any, tries: int, says: str) -> None:
     fake.script = [answer] * 9
-    with open_engine(Path("tiny"), spec(fake, retries=2)) as engine, pytest.raises(UserError, match=says):
+    with open_engine(Path("tiny"), spec(fake, retries=2)) as engine, pytest.raises(UserError, match=says) as caught:
         engine.generate([chat(engine)])
     assert len(fake.seen) == tries
+    assert isinstance(caught.value, Unavailable) is not says.startswith(("400", "longer")), "whose fault it is"
 
 
 def test_silence_ends_in_words(fake: Fake) -> None:
     fake.script = ["slow"]
     with (
         open_engine(Path("tiny"), spec(fake, timeout_s=0.05)) as engine,
-        pytest.raises(UserError, match="said nothing for"),
+        pytest.raises(Unavailable, match="said nothing for"),
     ):
         engine.generate([chat(engine)])
 
@@ -241,7 +243,7 @@ def test_a_torn_stream_is_told_and_nothing_of_it_kept(fake: Fake, tmp_path: Path
     with open_engine(Path("tiny"), spec(fake, cache=str(tmp_path))) as engine:
         stream = iter(engine.submit(chat(engine)))
         assert next(stream).text == "said hello"
-        with pytest.raises(UserError, match="broke"):
+        with pytest.raises(Unavailable, match="broke"):
             list(stream)
         assert not list(tmp_path.iterdir()) and len(fake.seen) == 1
 

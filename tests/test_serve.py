@@ -16,6 +16,7 @@ import uvicorn
 
 from modelwright.core.errors import UserError
 from modelwright.methods.engines import Sampling
+from modelwright.methods.engines._remote import _ROOM_KEYS
 from modelwright.serve.app import Settings, create_app
 from modelwright.serve.guard import Rules
 from modelwright.serve.requests import ChatRequest, CompletionRequest
@@ -157,6 +158,7 @@ def test_models_health_ready_and_page(shared):
     client = shared.client()
     assert [model.id for model in client.models.list()] == ["tiny"]
     assert client.models.retrieve("tiny").id == "tiny"
+    assert any(client.models.retrieve("tiny").model_extra.get(key) == 2000 for key in _ROOM_KEYS), "our own engines look for it"
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("other")
     assert shared.http.get("/health").json() == {"status": "ok"}

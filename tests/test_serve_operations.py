@@ -16,7 +16,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from modelwright.core.errors import UserError
-from modelwright.methods.engines import Delta, Usage
+from modelwright.methods.engines import Delta, Unavailable, Usage
 from modelwright.serve import logs
 from modelwright.serve.asking import Settings
 from modelwright.serve.errors import ApiError
@@ -266,6 +266,26 @@ def test_limits_hold_where_the_engines_own_server_counts(start):
     assert '"finish_reason":"length"' in text and "deadline" not in text, "what there is of the answer is the answer"
     wait_until(server.idle)
     assert left() < 20, "a piece without a count is about a token"
+
+
+def test_what_an_engines_own_server_does_wrong_is_no_fault_of_the_client(start):
+    """A client tries a 503 again, and gives up at a 400."""
+
+    class Away(Elsewhere):
+        def submit(self, request):
+            if request.text == "ENDLESS":
+                raise UserError("the prompt is longer than the context")
+            raise Unavailable("nobody answers at http://127.0.0.1:1/v1")
+
+    server = start(engine=Away())
+    for path, body in (
+        ("chat/completions", test_serve.CHAT),
+        ("completions", test_serve.COMPLETION),
+        ("messages", test_serve.CHAT),
+    ):
+        told = server.http.post(f"/v1/{path}", json=body | {"max_tokens": 9})
+        assert told.status_code == 503 and told.headers["retry-after"] == "5" and "nobody answers" in told.text
+    assert server.http.post("/v1/completions", json=test_serve.COMPLETION | {"prompt": "ENDLESS"}).status_code == 400
 
 
 # --- what is told ---

@@ -278,6 +278,7 @@ class Models:
         engine = held.engine
         found = {"id": name, "object": "model", "created": self.created, "owned_by": "modelwright", "open": engine is not None,
                  "context": engine.context if engine else None,
+                 "max_model_len": engine.context if engine else None,  # as vLLM calls it, and clients look for it
                  "capabilities": sorted(engine.capabilities) if engine else None}  # fmt: skip
         if (adapter := self._adapters.get(name)) is not None:
             found |= {"parent": adapter.base}

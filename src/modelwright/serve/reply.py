@@ -15,7 +15,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from modelwright.core.errors import UserError
-from modelwright.methods.engines import EngineDied
+from modelwright.methods.engines import EngineDied, Unavailable
 from modelwright.serve.answers import Cancelled, Job
 from modelwright.serve.errors import ApiError, json_response
 from modelwright.serve.logs import record
@@ -113,6 +113,8 @@ def refusal(error: Any) -> ApiError | None:
         return error
     if isinstance(error, EngineDied):
         return ApiError(503, str(error), code="engine_died", retry_s=1)
+    if isinstance(error, Unavailable):
+        return ApiError(503, str(error), code="engine_unavailable", retry_s=5)
     if isinstance(error, UserError):
         return ApiError(400, str(error))
     if isinstance(error, ValidationError):

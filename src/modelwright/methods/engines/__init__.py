@@ -306,7 +306,11 @@ def without_lead(pieces: Iterable[Delta]) -> Iterator[Delta]:
         yield piece
 
 
-class EngineDied(UserError):
+class Unavailable(UserError):
+    """The engine, or the server that it asks, gives no answer, whatever it is asked."""
+
+
+class EngineDied(Unavailable):
     """The process of the engine ended while it worked. Those that come next find it started again."""
 
 
@@ -367,11 +371,8 @@ def pick(model: Path, serve: bool = False) -> Picked:
             not_ = f"; not {'; not '.join(reasons)}" if reasons else ""
             return Picked(spec, f"{kind} opens this model{not_}{memory(model)}")
         reasons.append(f"{kind}: {reason}")
-    raise UserError(
-        f"no engine opens {model.name}",
-        "; ".join(reasons),
-        "give a model's folder (config.json and *.safetensors) or a *.gguf file",
-    )
+    fix = "give a model's folder (config.json and *.safetensors) or a *.gguf file"
+    raise UserError(f"no engine opens {model.name}", "; ".join(reasons), fix)
 
 
 def open_with(spec: EngineSpec, model: Path, supervised: bool = False) -> Engine:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
 from modelwright.core.errors import UserError, missing_extra
+from modelwright.methods.engines import Unavailable
 from modelwright.methods.engines._pace import LONGEST_S, Pace, delay_s
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class Server(NamedTuple):
     """What to do where nobody answers."""
 
 
-class Lost(UserError):
+class Lost(Unavailable):
     """The server is not there, or went away."""
 
 
@@ -201,7 +202,7 @@ class Client:
             return Lost(f"nobody answers at {server.url}", self._safe(error), server.start)
         if isinstance(error, httpx.TimeoutException):
             fix = "raise `timeout_s`, or ask for less"
-            return UserError(f"{server.name} said nothing for {server.timeout_s:g} s", "it is busy, or hangs", fix)
+            return Unavailable(f"{server.name} said nothing for {server.timeout_s:g} s", "it is busy, or hangs", fix)
         return Lost(f"the connection to {server.name} broke", self._safe(error), "ask again; see the server's own log")
 
     def _refused(self, status: int, body: Mapping[str, Any], asked: Mapping[str, Any] | None) -> UserError:
@@ -214,17 +215,17 @@ class Client:
         if status in (401, 403):
             env = self._server.key_env
             fix = f"set the environment variable {env}" if env else "name an environment variable in `key_env`"
-            return UserError(f"{name} does not accept the key", why, fix)
+            return Unavailable(f"{name} does not accept the key", why, fix)
         no_model = code in ("model_not_found", "invalid_model") or (status == 404 and "model" in told.lower())
         if asked is not None and no_model:
             return self.unknown(str(asked.get("model", "")), why)
         if status == 429:
             fix = "wait, ask less often (`requests_per_minute`), or raise your limits"
-            return UserError(f"{name} takes no more for now", why, fix)
+            return Unavailable(f"{name} takes no more for now", why, fix)
         if "context" in code or "context length" in told.lower() or "too long" in told.lower():
             return UserError(f"the prompt is longer than the context of {name}'s model", why, "shorten the prompt")
         if status >= 500:
-            return UserError(f"{name} failed", why, "ask again later; see the server's own log")
+            return Unavailable(f"{name} failed", why, "ask again later; see the server's own log")
         return UserError(f"{name} refuses the request", why, "the server's own words above say what to change")
 
     def unknown(self, model: str, why: str = "") -> UserError:
@@ -266,7 +267,7 @@ def _parsed(text: str) -> dict[str, Any]:
     except ValueError:
         tree = None
     if not isinstance(tree, dict):
-        raise UserError("the server's answer is no JSON object", text.strip()[:200], "is `base_url` the one that ends in /v1?")
+        raise Unavailable("the server's answer is no JSON object", text.strip()[:200], "is `base_url` the one that ends in /v1?")
     return tree
 
 

@@ -18,7 +18,7 @@ from pydantic import Field
 from modelwright.core.errors import UserError
 from modelwright.core.record import Message
 from modelwright.core.spec import Runtime
-from modelwright.methods.engines import ENGINES, Completion, Delta, EngineSpec, Request, Top, Usage
+from modelwright.methods.engines import ENGINES, Completion, Delta, EngineSpec, Request, Top, Unavailable, Usage
 from modelwright.methods.engines._cache import Cache
 from modelwright.methods.engines._http import Call, Cancelled, Client, Server
 from modelwright.methods.engines._pace import Pace
@@ -281,7 +281,9 @@ class Remote:
                 self._calls.discard(call)
         self._count(finish, usage, expected)
         if not finish:
-            raise UserError(f"the answer of {self._provider.name} broke off", "its stream ended before it said how", "ask again")
+            raise Unavailable(
+                f"the answer of {self._provider.name} broke off", "its stream ended before it said how", "ask again"
+            )
         last = Delta("", finish=_FINISH.get(finish, "stop"), usage=usage)
         self.keep(path, body, [*pieces, last])
         yield last
@@ -301,7 +303,7 @@ class Remote:
                 self._calls.discard(call)
         choices = tree.get("choices")
         if not choices:
-            raise UserError(f"{self._provider.name} gave no answer", str(tree)[:200], "ask again")
+            raise Unavailable(f"{self._provider.name} gave no answer", str(tree)[:200], "ask again")
         finish, usage = choices[0].get("finish_reason") or "stop", _usage(tree)
         self._count(finish, usage, expected)
         piece = self._piece(choices[0], choices[0].get("message") or {})
