@@ -8,12 +8,13 @@ import random
 from pathlib import Path
 
 import pytest
+import yaml
 
 from modelwright.cli.main import main
 from modelwright.core.errors import UserError
 from modelwright.core.store import Store
 from modelwright.core.units import count_of
-from modelwright.plan import _scaling_fit
+from modelwright.plan import _scaling_fit, devices
 from modelwright.plan._scaling_fit import BEYOND, DRAWS, Run, fit
 from modelwright.plan._scaling_runs import judged, ladders, read_runs
 from modelwright.plan.scaling import FIRST, KNOWN, LAWS, REFITTED, Law, best_split, given_size, worth_tokens
@@ -180,7 +181,8 @@ def test_the_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None
     for wrong in (
         "", "--flops 1e9 --hours 2", "--known --params 1M", "--flops 9 --device t4", "--flops 1e18 --devices 2",
         "--hours nan", "--hours inf --device t4", "--hours 1 --devices 2", "--flops 1e18 --unique-tokens 0", "--known --ladder 2",
-        "--fit x.csv --ladder 1", "--fit --law chinchilla",
+        "--fit x.csv --ladder 1", "--fit --law chinchilla", "--usd 3 --hours 2", "--usd -1 --device t4",
+        "--hours 2 --prices p.yaml", "--hours 2 --devices-file d.yaml",
     ):  # fmt: skip
         with pytest.raises(SystemExit):
             main(["scale", *wrong.split()])
@@ -192,6 +194,31 @@ def test_the_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None
     assert tree["known"][0]["source"] and tree["known"][0]["best"]["params"] > 1e9, "numbers for programs"
     assert main(["scale", "--fit", "--store", str(tmp_path / "none")]) == 2
     assert "0 ladders" in capsys.readouterr().err
+
+
+def test_money_and_hours_buy_the_operations_of_a_type_that_is_told(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    (tmp_path / "prices.yaml").write_text(
+        "hours:\n  - {device: t4, provider: Me, usd_per_hour: 0.1, date: 2026-11-01, title: mine, url: 'https://example.org'}\n"
+    )
+    prices = ["--prices", str(tmp_path / "prices.yaml")]
+    trees = []
+    for words in (["--usd", "2", *prices], ["--hours", "20"]):
+        assert main(["scale", "--device", "t4", *words, "--json"]) == 0
+        trees.append(json.loads(capsys.readouterr().out)["budget"])
+    assert trees[0]["flops"] == pytest.approx(trees[1]["flops"])
+    assert "Me" in trees[0]["by"] and all("in fp16 (`precision: auto`)" in tree["by"] for tree in trees)
+    assert main(["scale", "--usd", "2", "--device", "rtx-mine"]) == 2
+    assert main(["scale", "--usd", "2"]) == 2, "this machine has no price"
+    assert "nobody told what" in capsys.readouterr().err
+    own = tmp_path / "devices.yaml"
+    table = yaml.safe_load((Path(devices.__file__).parent / "devices.yaml").read_text())
+    row = {**table["devices"]["t4"], "title": "Mine", "sources": {"all": "read off the box"}, "achieved_from": "measured"}
+    own.write_text(yaml.safe_dump({"devices": {"rtx-mine": row}}))
+    assert main(["scale", "--time", "2h", "--device", "rtx-mine", "--devices-file", str(own)]) == 0
+    assert "of Mine at" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from modelwright.plan._scaling_fit import Fitted
     from modelwright.plan._scaling_runs import Judged, Ladder
     from modelwright.plan.scaling import Law, Split
+    from modelwright.plan.target import Target
     from modelwright.report.scaling import Budget, Point
 
 ABOUT = (
@@ -37,8 +38,11 @@ def options() -> argparse.ArgumentParser:
     budget.add_argument("--flops", type=_options.count, metavar="N", help="floating-point operations: 1e18")
     budget.add_argument("--hours", type=float, metavar="H", help="hours on --device, or on this machine")
     budget.add_argument("--time", metavar="T", help="the same as 50m, 2h30m")
+    budget.add_argument("--usd", type=float, metavar="N", help="dollars of rent of --device")
     parse.add_argument("--device", metavar="NAME", help="a device of the table (t4, a100-80, …); default: this machine")
     parse.add_argument("--devices", type=int, metavar="N", help="so many of it")
+    parse.add_argument("--devices-file", type=Path, metavar="FILE", help="rows of your own beside the table of devices")
+    parse.add_argument("--prices", type=Path, metavar="FILE", help="prices of your own, in the layout of plan/prices.yaml")
     parse.add_argument("--inference-tokens", type=_options.count, metavar="N", help="tokens that will be generated with it")
     parse.add_argument(
         "--unique-tokens", type=_options.count, metavar="N", help="tokens of text that there are: more means repeating"
@@ -94,7 +98,7 @@ def _refuse_unread(parse: argparse.ArgumentParser, given: argparse.Namespace, fl
     if (given.params is None) != (given.tokens is None) or (given.params is not None and given.fit is None):
         parse.error("--params and --tokens go together, with --fit")
     if flops is None and given.fit is None and not given.known:
-        parse.error("give a budget (--flops, --hours, --time), --fit or --known")
+        parse.error("give a budget (--flops, --hours, --time, --usd), --fit or --known")
     if flops is None and (given.inference_tokens is not None or given.unique_tokens is not None):
         parse.error("--inference-tokens and --unique-tokens need a budget")
     if given.ladder is not None and given.fit != "":
@@ -107,25 +111,42 @@ def _refuse_unread(parse: argparse.ArgumentParser, given: argparse.Namespace, fl
 
 def _flops(parse: argparse.ArgumentParser, given: argparse.Namespace) -> tuple[float | None, str]:
     """Operations of the budget, and what does them; None where there is none."""
-    named = [name for name in ("flops", "hours", "time") if getattr(given, name) is not None]
+    named = [name for name in ("flops", "hours", "time", "usd") if getattr(given, name) is not None]
     if len(named) > 1:
         parse.error(f"--{' and --'.join(named)} say the same thing: give one")
-    if given.devices is not None and given.device is None:
-        parse.error("--devices needs --device")
+    if given.device is None and (given.devices is not None or given.devices_file is not None):
+        parse.error("--devices and --devices-file need --device")
+    if given.prices is not None and given.usd is None:
+        parse.error("--prices needs --usd")
     if not named or named == ["flops"]:
         if given.device is not None:
-            parse.error("--device needs --hours or --time")
+            parse.error("--device needs --hours, --time or --usd")
         return (given.flops, "") if named else (None, "")
-    seconds = given.hours * 3600 if given.hours is not None else duration_s(given.time)
+    from modelwright.plan.target import target
+
+    on = target(given.device, 1 if given.devices is None else given.devices, given.prices, given.devices_file)
+    if given.usd is None:
+        seconds, price = given.hours * 3600 if given.hours is not None else duration_s(given.time), ""
+    else:
+        seconds, price = _bought(parse, given.usd, on)
     if not seconds or not 0 < seconds < math.inf:
         parse.error("write a time as 50m or 2h30m, and more than none")
-    from modelwright.plan.devices import named as device
-    from modelwright.plan.machine import this_machine
+    type_, rate = on.machine.products("auto")
+    told = f"{seconds_text(seconds)} of {on.machine.name}{price} at {rate_text(rate, 'FLOP/s')}"
+    return seconds * rate, told + (f" in {type_} (`precision: auto`)" if type_ != "fp32" else "")
 
-    many = 1 if given.devices is None else given.devices
-    machine = device(given.device, many) if given.device is not None else this_machine()
-    rate = max(machine.flops_per_s, machine.bf16_flops_per_s, machine.fp16_flops_per_s)
-    return seconds * rate, f"{seconds_text(seconds)} of {machine.name} at {rate_text(rate, 'FLOP/s')}"
+
+def _bought(parse: argparse.ArgumentParser, usd: float, on: Target) -> tuple[float, str]:
+    """Seconds of rent, and whose price it is."""
+    if not 0 < usd < math.inf:
+        parse.error("--usd is more than 0")
+    if on.rent is None or not on.rent.usd_per_hour:
+        raise UserError(
+            f"nobody told what {on.machine.name} costs",
+            "its row is missing in the table of prices" if on.device else "it is this machine",
+            "name a --device that is rented, or write its price into a file for --prices",
+        )
+    return usd / on.rent.usd_per_hour * 3600, f" for ${usd:g} ({on.rent.told})"
 
 
 def _row(law: Law, split: Split, unique: float | None, what: str) -> dict[str, str]:
