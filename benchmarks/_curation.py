@@ -34,10 +34,11 @@ def against(job: str, own: dict[str, Any], compatible: dict[str, dict[str, Any]]
             path.parent.mkdir()
         rows, size = write(large, int(given.megabytes * 1e6))
         few, less = write(small, int(given.peer_megabytes * 1e6))
-        theirs = said([python_of(*PEER), str(Path(__file__).with_name("_datatrove.py")), job, str(small), str(folder / "theirs")])
-        first = next(iter(compatible))
-        ours = [_ours(own, large) for _ in range(given.repeats)]
-        like = [_ours(compatible[first], large) for _ in range(given.repeats)]
+        first, python = next(iter(compatible)), python_of(*PEER)
+        ours, like = ([_ours(step, large) for _ in range(given.repeats // 2)] for step in (own, compatible[first]))
+        theirs = said([python, str(Path(__file__).with_name("_datatrove.py")), job, str(small), str(folder / "theirs")])
+        for runs, step in ((ours, own), (like, compatible[first])):  # before and after theirs: a machine's speed changes
+            runs += [_ours(step, large) for _ in range(given.repeats - given.repeats // 2)]
         alike = _agreed(_ours(own, small)["kept"], theirs["kept"][first], few)
         kept = {name: _ours(step, small)["kept"] for name, step in compatible.items()}
         _tell_words(job, small, Path(theirs["words"]))
