@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from modelwright.cli import _advise_print as told
+from modelwright.core.estimate import Machine
 from modelwright.core.recipe import load
 from modelwright.core.spec import Kinds
 from modelwright.plan import _advise_recipe as recipes
@@ -157,6 +159,22 @@ def test_the_budget_limits_the_start():
     free = choose(s._replace(hours=2000), named("a100-80"), "sft")
     tight = choose(s._replace(hours=5), named("a100-80"), "sft")
     assert tight.room.params < free.room.params and "5 hours" in tight.why
+
+
+def test_what_is_only_made_smaller_is_chosen_by_where_it_is_opened_and_held():
+    """The start of an export was the largest that SFT would train in a day."""
+    slow = Machine("a laptop", 2, 25e9)
+    found = advise(Known(Situation(goal="smaller", target="phone")), slow)
+    assert found.chosen.room.name == "Qwen3-0.6B" and found.chosen.trains == "" and found.chosen.seconds == 0
+    assert "phone" in found.chosen.why and "train" not in found.chosen.why
+    assert not any("make it once" in text for text in found.remarks)
+    assert "pass" not in told.start(found, slow) and "Qwen3-0.6B" in found.recipe
+    larger = advise(Known(Situation(goal="smaller", target="laptop")), slow)
+    assert larger.chosen.room.params > 3e9 and "opening it takes 32.8 GB of 25 GB" in larger.chosen.why
+    own = advise(Known(Situation(goal="smaller", target="laptop", shape=of_params("1B").shape, start="mine")), slow)
+    assert "the one that you named" in told.start(own, slow) and "pass" not in told.start(own, slow)
+    least = advise(Known(Situation(goal="smaller", target="phone", target_bytes=1e8)), slow)
+    assert "even there" in least.chosen.why
 
 
 def test_a_slow_laptop_gets_fewer_bits_or_a_smaller_model():

@@ -67,12 +67,15 @@ def turned_down(found: Advised) -> list[dict[str, str]]:
 
 
 def start(found: Advised, machine: Machine) -> str:
-    """The model to start from, and what its training takes."""
+    """The model to start from, and what its training takes, where there is one."""
     chosen = found.chosen
     assert chosen is not None
+    named = f"start: {chosen.room.name} ({count_text(chosen.room.params)} weights; {chosen.why})"
+    if not chosen.trains:
+        return named
     cost = f", {usd_text(chosen.usd)}" if chosen.usd else ""
     takes = f"{chosen.trains}: about {seconds_text(chosen.seconds)}{cost} on {machine.name}"
-    return f"start: {chosen.room.name} ({count_text(chosen.room.params)} weights; {chosen.why}); {takes}"
+    return f"{named}; {takes}"
 
 
 def _here(names: tuple[str, ...]) -> str:

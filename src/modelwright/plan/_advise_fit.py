@@ -53,7 +53,7 @@ class Chosen(NamedTuple):
     unit_s: float
     """Of one pass as SFT of all weights, which other methods are told beside."""
     trains: str
-    """What `seconds` are of, in words."""
+    """What `seconds` are of, in words; '' where nothing is trained."""
 
 
 def stage(objective: str, way: str, machine: Machine, new: bool = False, micro: int | None = LENGTH) -> Stage:
@@ -179,6 +179,34 @@ def choose(s: Situation, machine: Machine, objective: str) -> Chosen:
     found = reckoned(smallest.name, named(smallest.like).shape, s, machine, objective, "lora")
     why = f"the smallest of the pinned public models, and even there {_too_much(found, s, 'lora', objective)}"
     return found._replace(start=smallest, why=why)
+
+
+def shrunk(s: Situation, machine: Machine) -> Chosen:
+    """A model that is made smaller as it is: the user's, or the largest public one that can be opened here and held there."""
+
+    def kept(name: str, shape: Shape, why: str) -> Chosen:
+        return reckoned(name, shape, s, machine, "sft", "lora")._replace(seconds=0.0, usd=0.0, trains="", why=why)
+
+    if s.shape is not None:
+        return kept(s.start or "your model", s.shape, "the one that you named")
+    best, reason, why = None, "", "the largest of the pinned public models that does"
+    for start in sorted((one for one in data().starts if one.chats), key=lambda one: named(one.like).params):
+        found = kept(start.name, named(start.like).shape, why)._replace(start=start)
+        if reason := _too_much_to_shrink(found.room, machine):
+            break
+        best = found
+    if best is None:
+        return found._replace(why=f"the smallest of the pinned public models, and even there {reason}")
+    return best._replace(why=f"{why}; {found.room.name} would not do: {reason}" if reason else why)
+
+
+def _too_much_to_shrink(room: Room, machine: Machine) -> str:
+    opened = 4.0 * room.params
+    if opened > machine.memory_bytes:
+        return f"opening it takes {bytes_text(opened)} of {bytes_text(machine.memory_bytes)} of memory"
+    if not room.bits[4][0]:
+        return room.bits[4][1]
+    return "" if room.params <= MOST_PARAMS else f"more than {count_text(MOST_PARAMS)} weights are much for a first one"
 
 
 def _too_much(found: Chosen, s: Situation, way: str, objective: str) -> str:

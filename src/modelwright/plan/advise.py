@@ -79,9 +79,10 @@ def advise(
         if made is not None:
             chosen = sizes.reckoned("your own", made.shape, s, machine, "next_token", "full", new=True)._replace(why=made.why)
         else:
-            chosen = sizes.choose(s, machine, objective)
+            chosen = sizes.shrunk(s, machine) if leaf == "smaller" else sizes.choose(s, machine, objective)
         s = s._replace(room=chosen.room, chosen=methods)
-        origins |= {"room": ("reckoned", "the training stage's own estimate"), "chosen": ("reckoned", walks[0].end.title)}
+        by = "the training stage's own estimate" if chosen.trains else "its weights at so many bits"
+        origins |= {"room": ("reckoned", by), "chosen": ("reckoned", walks[0].end.title)}
         if made is None and any(name in ADAPTED for name in methods):
             walks.append(walk(trees()["weights"], Known(s, origins)))
         walks.append(walk(trees()["deploy"], Known(s, origins)))
@@ -132,7 +133,7 @@ def _remarks(s: Situation, found: Update, gains: tuple[Gain, ...]) -> tuple[str,
 
 def _first(chosen: sizes.Chosen | None) -> Iterator[str]:
     """A smaller start to try the recipe with."""
-    if chosen is None or chosen.start is None:
+    if chosen is None or chosen.start is None or not chosen.trains:
         return
     smallest = next(start for start in data().starts if start.chats is chosen.start.chats)
     if smallest != chosen.start:
