@@ -345,6 +345,19 @@ def test_an_answer_that_cannot_be_told_fails_alone(folder: Path) -> None:
         assert engine.process == before and engine.restarts == 0
 
 
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="the system does not tell")
+def test_what_a_process_takes(light: Any, folder: Path) -> None:
+    with open_engine(Path(), light, supervised=True) as opened:
+        engine: Any = opened
+        found = supervised.taken_bytes(engine)
+        assert 5e6 < found <= psutil.Process(engine.process).memory_info().rss
+        os.kill(engine.process, signal.SIGKILL)
+        wait_until(lambda: engine._life.died is not None)
+        assert supervised.taken_bytes(engine) == 0
+    with open_engine(folder, spec("native", **NATIVE)) as here:
+        assert supervised.taken_bytes(here) == 0, "it has no process of its own"
+
+
 def test_pieces_are_quick(light: Any) -> None:
     """Processor time of both sides for a token that travels alone; the bound is ten times what was measured."""
     count = 1500

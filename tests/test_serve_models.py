@@ -75,6 +75,33 @@ def test_models_are_opened_once_and_the_one_idle_longest_makes_room():
     asyncio.run(use())
 
 
+def test_what_models_are_found_to_take_counts(monkeypatch):
+    """Caches grow, and a process has more in it than weights."""
+    shelf = Shelf({"a": 2, "b": 2, "c": 2, "wide": 2, "free": 0}, 10)
+    taken = {"a": 3, "b": 6, "c": 1, "wide": 30, "free": 30}
+
+    def measured(engine: FakeEngine) -> int:
+        return next(taken[name] for name, engines in shelf.engines.items() if engine in engines)
+
+    monkeypatch.setattr("modelwright.serve.models.taken_bytes", measured)
+
+    def open_now() -> set[str]:
+        return {name for name, engines in shelf.engines.items() if any(not engine.closed for engine in engines)}
+
+    async def use() -> None:
+        for name, left in (("a", "a"), ("b", "a b"), ("c", "b c"), ("free", "b c free"), ("a", "c free a"), ("b", "free a b"),
+                           ("wide", "free b wide"), ("c", "free c"), ("wide", "free wide"), ("a", "free a")):  # fmt: skip
+            (await shelf.models.take(name)).release()
+            assert open_now() == set(left.split()), name
+        wide = await shelf.models.take("wide")
+        with pytest.raises(ApiError, match="try again later"):
+            await shelf.models.take("a")
+        wide.release()
+        (await shelf.models.take("a")).release()
+
+    asyncio.run(use())
+
+
 def test_an_adapter_is_swapped_under_answers(tmp_path):
     shelf = Shelf({"a": 0, "b": 0}, 0)
 

@@ -18,6 +18,7 @@ from anyio.to_thread import run_sync
 
 from modelwright.core.errors import UserError
 from modelwright.methods.engines import Adapting, Engine
+from modelwright.methods.engines._supervised import taken_bytes
 from modelwright.serve.errors import ApiError
 
 
@@ -27,7 +28,7 @@ class Source(NamedTuple):
     name: str
     open: Callable[[], Engine]
     bytes: int = 0
-    """Memory that it takes, by `memory_bytes` or measured; 0: not counted."""
+    """Memory that it takes when it is open, as `memory_bytes` estimates it; 0: not counted."""
 
 
 class Lease:
@@ -62,6 +63,8 @@ class _Adapter:
 class _Held:
     def __init__(self, source: Source) -> None:
         self.source = source
+        self.bytes = source.bytes
+        """Memory that it takes, or took when it was open last: as measured, where that is more than was estimated."""
         self.engine: Engine | None = None
         self.users = 0
         self.used_s = 0.0
@@ -147,34 +150,37 @@ class Models:
     async def _open(self, held: _Held) -> None:
         try:
             async with self._lock:
-                await self._make_room(held.source)
+                await self._make_room(held)
                 held.engine = await run_sync(held.source.open)
         except UserError as error:
             raise ApiError(500, f"the model {held.source.name!r} cannot be opened: {error}", code="model_unavailable") from error
         finally:
             held.opening = None
 
-    async def _make_room(self, source: Source) -> None:
+    async def _make_room(self, wanted: _Held) -> None:
+        source = wanted.source
         if not self._memory_bytes or not source.bytes:
             return
         if source.bytes > self._memory_bytes:
             raise ApiError(400, f"the model {source.name!r} takes {_size(source.bytes)}; this server may use "
                                 f"{_size(self._memory_bytes)}", param="model", code="model_too_large")  # fmt: skip
-        open_now = [held for held in self._held.values() if held.engine is not None]
-        if sum(held.source.bytes for held in open_now if held.users) + source.bytes > self._memory_bytes:
-            raise self._no_memory(source, open_now)  # before others are closed for nothing
+        open_now = [held for held in self._held.values() if held.engine is not None and held.source.bytes]
+        await run_sync(_measure, open_now)
+        room = self._memory_bytes - min(wanted.bytes, self._memory_bytes)  # alone, it may take more than was estimated
+        if sum(held.bytes for held in open_now if held.users) > room:
+            raise self._no_memory(wanted, open_now)  # before others are closed for nothing
         for held in sorted(open_now, key=lambda held: held.used_s):
-            if sum(held.source.bytes for held in open_now) + source.bytes <= self._memory_bytes:
+            if sum(held.bytes for held in open_now) <= room:
                 return
             if not held.users:
                 open_now.remove(held)
                 await self._close(held)
-        if sum(held.source.bytes for held in open_now) + source.bytes > self._memory_bytes:  # one was asked for meanwhile
-            raise self._no_memory(source, open_now)
+        if sum(held.bytes for held in open_now) > room:  # one was asked for meanwhile
+            raise self._no_memory(wanted, open_now)
 
-    def _no_memory(self, source: Source, open_now: Sequence[_Held]) -> ApiError:
-        used = sum(held.source.bytes for held in open_now if held.users)
-        return ApiError(503, f"the model {source.name!r} takes {_size(source.bytes)}; of {_size(self._memory_bytes)} "
+    def _no_memory(self, wanted: _Held, open_now: Sequence[_Held]) -> ApiError:
+        used = sum(held.bytes for held in open_now if held.users)
+        return ApiError(503, f"the model {wanted.source.name!r} takes {_size(wanted.bytes)}; of {_size(self._memory_bytes)} "
                              f"models that are answering use {_size(used)}: try again later",
                         param="model", code="no_memory", retry_s=10)  # fmt: skip
 
@@ -283,6 +289,13 @@ class Models:
         if (adapter := self._adapters.get(name)) is not None:
             found |= {"parent": adapter.base}
         return found
+
+
+def _measure(opened: Sequence[_Held]) -> None:
+    """What each takes now: its caches grow, and a process has more in it than weights."""
+    for held in opened:
+        if held.engine is not None:
+            held.bytes = max(held.source.bytes, taken_bytes(held.engine))
 
 
 def memory_bytes(model: Path, number_bytes: int = 4) -> int:
