@@ -11,7 +11,7 @@ import pytest
 from modelwright.core.errors import UserError
 from modelwright.core.events import Log
 from modelwright.plan import _probe_read
-from modelwright.plan._probe_verify import VERIFIERS, Case, reasoned, verified
+from modelwright.plan._probe_verify import VERIFIERS, Case, case, reasoned, verified
 from modelwright.plan.probe import CHARS_PER_TOKEN, probe
 
 WORDS = "river house tree fox lamp stone cloud green quick small light water bread paper winter summer".split()
@@ -193,6 +193,24 @@ def test_reasoning_is_told_by_its_traces():
     whole, traces = reasoned(cases)
     assert whole.count == 4
     assert by_name(traces) == {"<think>": 1, "step by step": 1, "derivation before the answer": 1, "thoughts apart": 1}
+
+
+@pytest.mark.parametrize(
+    ("row", "thinks"),
+    [
+        (
+            {"question": "How many?", "options": ["A) 3", "B) 7"], "rationale": "It is the sum, seven. " * 4, "correct": "B"},
+            True,
+        ),
+        ({"problem": "How many?", "solution": "Three and four are seven, so there are seven of them. " * 2, "answer": "7"}, True),
+        ({"problem": "How many?", "solution": "Seven.", "answer": "7"}, False),
+        ({"question": "How many?", "answer": "7", "comment": "Three and four are seven. " * 4}, False),
+    ],
+)
+def test_a_derivation_in_a_column_of_its_own_is_reasoning(row, thinks):
+    """AQuA-RAT's rationales and MATH's solutions stand beside the answer."""
+    whole, _ = reasoned([case("", row, None)])
+    assert whole.count == thinks
 
 
 # --- labels and pairs -----------------------------------------------------------------------------------

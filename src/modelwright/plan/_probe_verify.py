@@ -34,9 +34,12 @@ _ANSWERS = (
     "completion",
     "correct",
 )
+_DERIVATIONS = ("rationale", "reasoning", "explanation", "chain_of_thought", "cot", "thought", "thoughts", "derivation")
 _OPTIONS = ("options", "choices", "endings")
 _TESTS = ("test", "tests", "test_list", "unit_tests", "test_cases")
 
+DERIVATION_CHARS = 80
+"""Least text before a final answer, or beside it, that counts as a derivation: a sentence or two."""
 
 BESIDE = (*_OPTIONS, *_TESTS)
 """Keys of a row whose lists the verifiers read."""
@@ -71,11 +74,14 @@ def case(place: str, raw: Mapping[str, Any], record: Record | None) -> Case | No
         return None
     lower = {key.lower(): value for key, value in raw.items()}
     question = "\n".join(str(lower[key]) for key in _QUESTIONS if isinstance(lower.get(key), str))
-    found = next((lower[key] for key in _ANSWERS if lower.get(key) not in (None, "", [])), None)
+    key = next((key for key in _ANSWERS if lower.get(key) not in (None, "", [])), "")
+    found = lower.get(key)
     if not question or isinstance(found, (dict, list, bool)) or (found is None and not tests):
         return None
     answer = f"{found:g}" if isinstance(found, float) else "" if found is None else str(found)
-    return Case(place, question, answer, options, tests)
+    apart = (lower.get(other) for other in (*_DERIVATIONS, *_ANSWERS) if other != key)
+    thought = next((text for text in apart if isinstance(text, str) and len(text) >= DERIVATION_CHARS), "")
+    return Case(place, question, answer, options, tests, thought=thought)
 
 
 def _said(turn: Message) -> str:
@@ -283,8 +289,6 @@ def verified(cases: Sequence[Case]) -> Verified:
 _THINK = re.compile(r"<(think|thinking|reasoning|thought)>", re.I)
 _STEPS = re.compile(r"\bstep[ -]by[ -]step\b|\bstep 1\b|\blet'?s think\b", re.I)
 _FINAL = re.compile(r"####|\\boxed\{|\b(?:final )?answer(?: is|:)|^A:", re.I | re.M)
-DERIVATION_CHARS = 80
-"""Least text before a final answer that counts as a derivation: a sentence or two."""
 
 
 def reasoned(cases: Sequence[Case]) -> tuple[Share, tuple[Share, ...]]:
