@@ -1,5 +1,6 @@
 """The generated documentation is up to date, and what README and recipes say works."""
 
+import json
 import re
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from modelwright.api import load as open_recipe
 from modelwright.cli.main import COMMANDS
 from modelwright.core.recipe import load
 
@@ -52,6 +54,14 @@ def test_the_recipe_in_the_readme_is_valid(tmp_path):
 
     text = re.search(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.S)[1]
     assert list(loads(text).recipe.stages) == ["corpus", "vocab", "base", "chat", "aligned", "report", "small"]
+    turns = [{"role": "user", "content": "What is it?"}, {"role": "assistant", "content": "It is nothing at all."}]
+    for name in ("chats", "test"):
+        (tmp_path / f"{name}.jsonl").write_text((json.dumps({"messages": turns, "of": name}) + "\n") * 50)
+    pair = {"prompt": "What is it?", "chosen": "It is nothing.", "rejected": "It is something."}
+    (tmp_path / "pairs.jsonl").write_text((json.dumps(pair) + "\n") * 50)
+    (tmp_path / "r.yaml").write_text(text)
+    plan = open_recipe(tmp_path / "r.yaml", store=tmp_path / "store").plan()
+    assert not plan.pitfalls, "its rate was sixty times what is published for preferences"
 
 
 def test_the_example_method_in_the_architecture_page_works(tmp_path):
