@@ -36,7 +36,7 @@ def near(request, monkeypatch):
         ("a.json", json.dumps(ROWS).encode(), CHARS),
         ("a.json", json.dumps(ROWS, indent=2, ensure_ascii=False).encode(), CHARS),
         ("a.json", LINES.encode(), CHARS),
-        ("a.jsonl.gz", gzip.compress(LINES.encode()), CHARS),
+        ("a.jsonl.gz", gzip.compress(LINES.encode(), mtime=0), CHARS),
         ("a.jsonl.bz2", bz2.compress(LINES.encode()), CHARS),
         ("a.jsonl.xz", lzma.compress(LINES.encode()), CHARS),
         ("a.csv", ("question;answer\n" + CELLS).encode(), 2400),
@@ -71,7 +71,7 @@ def test_many_files_are_told_from_some(tmp_path):
         ("a.jsonl", b"no json\n"),
         ("a.jsonl", b'{"a": ' * 5000),
         ("a.jsonl.gz", b"not packed"),
-        ("a.jsonl.gz", gzip.compress(LINES.encode())[:12]),
+        ("a.jsonl.gz", gzip.compress(LINES.encode(), mtime=0)[:12]),
     ],
 )
 def test_of_other_files_nothing_is_told(name, data, tmp_path):
