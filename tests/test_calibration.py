@@ -8,14 +8,17 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from modelwright.cli.main import main
+from modelwright.core import predict
 from modelwright.core.errors import UserError
 from modelwright.core.estimate import Estimate, Machine, Part, Quantity, Span
 from modelwright.core.execute import execute
-from modelwright.core.recipe import load
+from modelwright.core.recipe import load, loads
+from modelwright.core.steps import prepare
 from modelwright.core.store import Store
 from modelwright.plan._errors import Prior, Row, fitted, interval
 from modelwright.plan.calibrate import SECONDS, VERIFIED, accounts, calibrated
@@ -361,3 +364,23 @@ def test_a_plan_of_ten_stages_imports_little(tmp_path):
     named = recipe.read_text()
     unnamed = [kind for kind in kinds if kind.rsplit(".", 1)[1] not in named]
     assert len(unnamed) <= 6, f"kinds that the recipe does not name, beside its defaults: {unnamed}"
+
+
+def test_a_stage_is_planned_in_the_process_that_earlier_ones_leave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(predict, "sys", SimpleNamespace(modules={}))
+    recipe = """
+name: left
+stages:
+  rows: {kind: curate, source: {kind: jsonl, path: ./rows.jsonl}, steps: [gopher]}
+  plain: {kind: curate, source: {kind: jsonl, path: ./rows.jsonl}, steps: [gopher]}
+  words: {kind: tokenizer, data: rows, method: {kind: bpe, size: 300}}
+  model: {kind: train, data: rows, vocab: words, model: {kind: llama, depth: 1}, objective: next_token, steps: 1}
+  other: {kind: tokenizer, data: rows, method: {kind: bpe, size: 320}}
+"""
+    (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n')
+    monkeypatch.chdir(tmp_path)
+    found = predict.predict(prepare(loads(recipe), Store(tmp_path)), Machine("test", 1, 8e9), 0)
+    left = {name: round(expected.left_bytes / 1e6) for name, expected in found.items()}
+    assert left == {"rows": 0, "plain": 0, "words": 200, "model": 0, "other": 540}
+    words, other = found["words"].memory, found["other"].memory
+    assert other.value - words.value == pytest.approx(340e6, rel=0.01) and "earlier stages leave" in words.why

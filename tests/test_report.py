@@ -431,20 +431,6 @@ def test_matplotlib_missing(run: RunView, monkeypatch: pytest.MonkeyPatch) -> No
     assert render(bare(run)), "a run without curves needs no matplotlib"
 
 
-def test_a_peak_that_earlier_stages_left_is_held_against_no_plan(tmp_path: Path) -> None:
-    from modelwright.report import RunView, StageView
-    from modelwright.report.cost import costs
-
-    def stage(name: str, held: float) -> StageView:
-        actual = {"seconds": 9.0, "peak_bytes": 4e8, "held_bytes": held}
-        expected = {"seconds": {"value": 1.0, "why": ""}, "memory": {"value": 1e8, "why": ""}}
-        return StageView(name, "curate", "made", {"actual": actual, "estimate": expected}, tmp_path, ())
-
-    time, memory = costs(RunView("r", "", (stage("first", 1e8), stage("second", 3e8)), "", "", 9.0))
-    assert [(row.ratio, row.off) for row in memory.rows] == [("4.00×", True), ("–", False)]
-    assert [(row.ratio, row.off) for row in time.rows] == [("9.00×", True)] * 2
-
-
 @pytest.mark.parametrize(("points", "marker"), [([(5.0, 1.0)], "o"), ([(1.0, 2.0), (5.0, 1.0)], "")])
 def test_a_line_of_one_point_can_be_seen(points: list[tuple[float, float]], marker: str) -> None:
     from matplotlib.figure import Figure

@@ -205,7 +205,8 @@ def test_calibration_uses_what_was_measured_here(tmp_path):
     assert predicted.seconds.value == pytest.approx(12) and "median of measured over estimated" in predicted.seconds.why
     assert predicted.scale[0] == pytest.approx(3)
     assert predicted.scale[1] == 1.0, "the test's own libraries filled the process before the stage came"
-    tree["actual"].update(held_bytes=10, peak_bytes=tree["estimate"]["memory"]["value"] * 2)
+    planned, left = tree["estimate"]["memory"]["value"], tree["estimate"]["left_bytes"]
+    tree["actual"].update(held_bytes=10, peak_bytes=left + 2 * (planned - left))
     (artifact.path / "manifest.json").write_text(json.dumps(tree))
     assert predict(prepare(loads(TEXT), store), MACHINE, 0, calibrated(store))["base"].scale[1] == pytest.approx(2)
 

@@ -51,8 +51,7 @@ class Meter:
     def __init__(self) -> None:
         self.start_s = time.monotonic()
         Meter.workers_bytes = 0
-        _give_back()
-        self.held_bytes = _status("VmRSS") or 0
+        self.held_bytes = held_bytes()
         """What earlier stages of this process left behind: libraries, mostly. 0 where the system does not tell."""
         if _CLEAR.exists():
             try:
@@ -75,6 +74,12 @@ class Meter:
 
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else peak * 1024
+
+
+def held_bytes() -> int:
+    """Of this process, once it has given back what it does not use; 0 where the system does not tell."""
+    _give_back()
+    return _status("VmRSS") or 0
 
 
 def _status(name: str, path: Path = _STATUS) -> int | None:

@@ -7,13 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from modelwright.core.beginnings import held
-from modelwright.core.estimate import IMPORTS, Estimate, Facts, Given, Machine
+from modelwright.core.estimate import BEGIN_BYTES, IMPORTS, Estimate, Facts, Given, Machine, Quantity
+from modelwright.core.measure import held_bytes
 from modelwright.core.parallel import Parallel
 from modelwright.core.spec import kind_of
 from modelwright.core.stage import Stage
 from modelwright.core.steps import Parent, Step
 from modelwright.core.store import Artifact
-from modelwright.core.units import bytes_of
+from modelwright.core.units import bytes_of, bytes_text
 
 ALONE = Parallel()
 Adjust = Callable[[str, Estimate], Estimate]
@@ -37,12 +38,15 @@ def predict(
     facts: dict[str, dict[str, Facts]] = {}
     estimates: dict[str, Estimate] = {}
     spent = "torch" in sys.modules
+    loaded = {name: size for step in steps for name, size in step.stage.leaves().items() if name in sys.modules}
     for step in steps:
         given = Given(within(machine, step.stage, memory), _parent_facts(step, facts), seed, parallel, paths_of(step))
         expected = step.stage.estimate(given)
         if step.artifact is None:
             expected, spent = (imported(expected) if spent else expected), spent or _imports(expected)
-        estimates[step.name] = adjust(kind_of(step.stage), expected)
+        left_bytes = sum(size for name, size in loaded.items() if name not in step.stage.leaves())
+        estimates[step.name] = after(adjust(kind_of(step.stage), expected), left_bytes)
+        loaded.update(step.stage.leaves() if step.artifact is None else {})
         facts[step.name] = estimates[step.name].facts if step.artifact is None else _measured(step.artifact)
     return estimates
 
@@ -56,6 +60,22 @@ def imported(estimate: Estimate) -> Estimate:
     spans = tuple(span for span in estimate.spans if span.name != IMPORTS)
     spared = sum(span.seconds for span in estimate.spans if span.name == IMPORTS)
     return estimate._replace(seconds=estimate.seconds._replace(value=estimate.seconds.value - spared), spans=spans)
+
+
+def after(estimate: Estimate, left_bytes: float) -> Estimate:
+    """The same in a process that holds so much before the stage begins."""
+    if estimate.processes > 1 or left_bytes < BEGIN_BYTES:
+        return estimate
+    memory = estimate.memory
+    low, high = (None if limit is None else limit + left_bytes for limit in (memory.low, memory.high))
+    why = f"{memory.why}; {bytes_text(left_bytes)} that earlier stages leave in the process"
+    return estimate._replace(memory=Quantity(memory.value + left_bytes, memory.unit, why, low, high), left_bytes=left_bytes)
+
+
+def left_by(stage: Stage) -> float:
+    """Bytes that earlier stages of this process left, beside what `stage` itself would load."""
+    own = sum(size for name, size in stage.leaves().items() if name in sys.modules)
+    return max(0.0, held_bytes() - BEGIN_BYTES - own)
 
 
 def known(steps: Sequence[Step], estimates: Mapping[str, Estimate]) -> dict[str, dict[str, Facts]]:

@@ -78,7 +78,7 @@ def observed(store: Store) -> list[Observed]:
 def _of_manifest(manifest: Mapping[str, Any], where: str) -> Observed:
     expected, actual = manifest["estimate"], manifest["actual"]
     by_s, by_bytes = expected.get("scale", (1.0, 1.0))
-    told = actual.get("held_bytes", 0) <= actual["peak_bytes"] / 2
+    told, left_bytes = actual.get("held_bytes", 0) <= actual["peak_bytes"] / 2, expected.get("left_bytes", 0.0)
     checks_s = actual.get("checks_s")
     names = [span["name"] for span in expected.get("spans", ())]
     measured = with_checks(actual.get("spans", {}), names, checks_s)
@@ -91,8 +91,8 @@ def _of_manifest(manifest: Mapping[str, Any], where: str) -> Observed:
         _features(expected["seconds"]["value"] / by_s, expected.get("spans", ()), "seconds"),
         None if actual.get("resumed") else actual["seconds"],
         {} if actual.get("resumed") else measured,
-        _features(expected["memory"]["value"] / by_bytes, expected.get("parts", ()), "bytes"),
-        actual["peak_bytes"] if told else None,
+        _features((expected["memory"]["value"] - left_bytes) / by_bytes, expected.get("parts", ()), "bytes"),
+        actual["peak_bytes"] - left_bytes if told else None,
         (expected.get("device_memory") or {}).get("value", 0.0),
         manifest["stats"].get("device_peak_bytes"),
     )

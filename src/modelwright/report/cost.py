@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from modelwright.report import RunView, StageView
+from modelwright.report import RunView
 from modelwright.report.lineage import colour
 from modelwright.report.read import NONE, number, ratio, seconds, size, table, text
 
@@ -26,8 +26,6 @@ class Cost(NamedTuple):
     measured_frac: float
     why: str
     """The plan's reason."""
-    inherited: bool = False
-    """Most of it was there before the stage began, left by earlier ones in the process: it says nothing of the plan."""
 
 
 class Costs(NamedTuple):
@@ -69,39 +67,27 @@ def _costs(
     ]
     longest = max((v for _, p, m in raw for v in (p, m) if v is not None), default=0.0) or 1.0
 
-    def row(
-        name: str, state: str, hue: str, planned: float | None, measured: float | None, why: str, inherited: bool = False
-    ) -> Cost:
-        off = bool(planned) and not inherited and measured is not None and not 0.5 <= measured / (planned or 1.0) <= 2.0
+    def row(name: str, state: str, hue: str, planned: float | None, measured: float | None, why: str) -> Cost:
+        off = bool(planned) and measured is not None and not 0.5 <= measured / (planned or 1.0) <= 2.0
         return Cost(
             name,
             state,
             hue,
             show(planned),
             show(measured),
-            NONE if inherited else ratio(measured, planned),
+            ratio(measured, planned),
             off,
             min(1.0, (planned or 0.0) / longest),
             min(1.0, (measured or 0.0) / longest),
             why,
-            inherited,
         )
 
-    lines = [
-        row(s.name, s.state, colour(s.kind), p, m, _why(s.manifest, planned_key), measured_key == "peak_bytes" and _inherited(s))
-        for s, p, m in raw
-    ]
+    lines = [row(s.name, s.state, colour(s.kind), p, m, _why(s.manifest, planned_key)) for s, p, m in raw]
     both = [(p, m) for _, p, m in raw if p is not None and m is not None]  # a total over different stages would not compare
     total = row(
         total_label, "", "other", fold([p for p, _ in both]) if both else None, fold([m for _, m in both]) if both else None, ""
     )
     return Costs(title, lines, total, total_label)
-
-
-def _inherited(stage: StageView) -> bool:
-    """As `plan/calibrate.py` has it, which leaves these out."""
-    held, peak = (number(stage.manifest, "actual", name) for name in ("held_bytes", "peak_bytes"))
-    return held is not None and peak is not None and held > peak / 2
 
 
 def _why(manifest: Mapping[str, Any], planned_key: str) -> str:

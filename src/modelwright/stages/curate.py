@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from importlib import metadata
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, cast
@@ -16,7 +16,7 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple, cast
 from pydantic import BeforeValidator, Field, PrivateAttr
 
 from modelwright.core.errors import UserError
-from modelwright.core.estimate import Estimate, Facts, Given, estimate
+from modelwright.core.estimate import KERNELS, Estimate, Facts, Given, estimate
 from modelwright.core.events import Log
 from modelwright.core.measure import cores
 from modelwright.core.record import Record
@@ -101,6 +101,9 @@ class Curate(Stage):
         return {"limits.max_unreadable_frac": "every source stops at the first row that it cannot read"}
 
     # --- before the work ------------------------------------------------------------------------------
+
+    def leaves(self) -> Mapping[str, float]:
+        return KERNELS if self.steps else {}
 
     def estimate(self, given: Given) -> Estimate:
         facts, seconds, unknown = self._sources(given)

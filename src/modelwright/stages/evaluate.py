@@ -101,6 +101,9 @@ class Evaluate(Stage):
             return {}
         return {"decoder": "no task asks for an answer in words"}
 
+    def leaves(self) -> Mapping[str, float]:
+        return {name: size for task in self.tasks for name, size in task.leaves.items()}
+
     def estimate(self, given: Given) -> Estimate:
         if self.engine is not None:
             self._able(self.engine)
@@ -109,6 +112,9 @@ class Evaluate(Stage):
             models.append(self.against)
         for ref in models:
             check_goes_on(ref, given.parents[ref])
+            if self.engine is not None and ref in given.paths and (reason := self.engine.suits(given.paths[ref])):
+                fix = "leave `engine` out: one is chosen"
+                raise UserError(f"the engine `{kind_of(self.engine)}` cannot open {ref}", reason, fix)
         return costs.cost(models, [mix.ref for mix in self.data], self.tasks, self.decoder, self.batch, given, self.engine)
 
     def _able(self, engine: EngineSpec) -> None:

@@ -8,13 +8,13 @@ from __future__ import annotations
 import math
 import random
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from modelwright.core.estimate import Estimate, Facts, Given, Shape, Span, check_goes_on, estimate, imports
+from modelwright.core.estimate import TORCH, Estimate, Facts, Given, Shape, Span, check_goes_on, estimate, imports
 from modelwright.core.measure import Laps
 from modelwright.core.passes import passed, written_s
 from modelwright.core.record import Message, Record
@@ -73,6 +73,9 @@ class Export(Stage):
             for name in ("weight", "epochs")
             if getattr(mix, name) is not None
         }
+
+    def leaves(self) -> Mapping[str, float]:
+        return TORCH
 
     def estimate(self, given: Given) -> Estimate:
         parent = given.parents[self.model]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import chain
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
@@ -18,7 +18,7 @@ from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from modelwright.core.errors import UserError
-from modelwright.core.estimate import Estimate, Facts, Given, Span, estimate, imports
+from modelwright.core.estimate import TORCH, Estimate, Facts, Given, Span, estimate, imports
 from modelwright.core.events import Log
 from modelwright.core.record import Record
 from modelwright.core.spec import Spec
@@ -101,6 +101,9 @@ class Extend(Stage):
                 if getattr(mix, name) is not None
             }
         return found
+
+    def leaves(self) -> Mapping[str, float]:
+        return TORCH
 
     def estimate(self, given: Given) -> Estimate:
         parent = given.parents.get(self.start, Facts(type="model"))

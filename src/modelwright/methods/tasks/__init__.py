@@ -129,6 +129,8 @@ class Task(Spec):
     higher_is_better: ClassVar[bool] = True
     reference: ClassVar[bool] = True
     """Its score needs the row's right answer. Where it does not, answers can be chosen by it (`best_of_n`)."""
+    leaves: ClassVar[Mapping[str, float]] = {}
+    """As of a stage (`Stage.leaves`)."""
 
     label: str = Field("", examples=["other"])
     """What the numbers are filed under; unset: the kind. Needed where one evaluation has a kind twice."""
