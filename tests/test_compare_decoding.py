@@ -257,3 +257,14 @@ def test_an_engine_without_branches_is_refused_in_the_plan(tmp_path: Path, monke
     )
     with pytest.raises(UserError, match="the decoder `beam` needs branch"):
         api.load(tmp_path / "r.yaml").plan()
+    for engine, why in (("llamacpp", "no single"), ("{kind: openai, base_url: 'http://127.0.0.1:1/v1'}", "opens no files")):
+        (tmp_path / "r.yaml").write_text(
+            "name: plan\nstages:\n  it: {kind: evaluate, model: ./model/, data: ./chats.jsonl, tasks: [rouge], "
+            f"engine: {engine}}}\n"
+        )
+        with pytest.raises(UserError, match=r"cannot open \./model/") as caught:
+            api.load(tmp_path / "r.yaml").plan()
+        assert why in caught.value.why
+    monkeypatch.setenv("PATH", "")
+    (tmp_path / "r.yaml").write_text((tmp_path / "r.yaml").read_text().partition("engine")[0] + "engine: vllm}\n")
+    assert api.load(tmp_path / "r.yaml").plan(), "a program that is not here may be where the work is done"

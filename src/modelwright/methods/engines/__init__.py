@@ -287,6 +287,10 @@ class EngineSpec(Spec):
         """None where this engine can open `model` (an artifact's folder), else the reason it cannot."""
         raise NotImplementedError
 
+    def suits(self, model: Path) -> str | None:
+        """The same by the model's files alone, for a plan: the work may be done on another machine."""
+        return self.accepts(model)
+
     def open(self, model: Path) -> Engine:
         raise NotImplementedError
 

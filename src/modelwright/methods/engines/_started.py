@@ -79,10 +79,13 @@ class StartedSpec(RemoteSpec):
         return self.command or shutil.which(self.program)
 
     def accepts(self, model: Path) -> str | None:
+        if (model / "config.json").is_file() and self.found() is None:
+            return f"there is no program {self.program} on PATH"
+        return self.suits(model)
+
+    def suits(self, model: Path) -> str | None:
         if not (model / "config.json").is_file():
             return "no config.json in it"
-        if self.found() is None:
-            return f"there is no program {self.program} on PATH"
         return None if any(model.glob("*.safetensors")) else "no *.safetensors in it"
 
     def start(self, program: str, model: Path, name: str, port: int, folder: Path, key: str) -> Start:
