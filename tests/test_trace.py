@@ -230,6 +230,15 @@ def test_plan_exact_tells_one_stage_for_people(recipe: Path, capsys: pytest.Capt
     assert abs(float(off)) < 25, "gaps, workspaces and context are no tensors"
 
 
+def test_plan_exact_holds_a_divided_training_against_one_process(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The closed form of a quarter stood beside the count of the whole, as 60 % too little."""
+    found = []
+    for more in ([], ["runtime={parallel: {shard: 2}}"]):
+        assert plan(recipe, "--stage", "base", "--json", *more) == 0
+        found.append(json.loads(capsys.readouterr().out)["stages"][0])
+    assert found[0]["closed_form_bytes"] == found[1]["closed_form_bytes"] and found[0]["peak_bytes"] == found[1]["peak_bytes"]
+
+
 def test_plan_exact_knows_its_stages(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert plan(recipe, "--stage", "rows") != 0
     assert "base, wide" in capsys.readouterr().err

@@ -46,14 +46,14 @@ def exact(project: Project, plan: Plan, chosen: argparse.Namespace) -> int:
 
 def _trees(project: Project, plan: Plan, only: str | None) -> Iterator[Tree]:
     """What was counted of each training stage, or of one."""
-    from modelwright.core.predict import givens
+    from modelwright.core.predict import givens, predict
     from modelwright.core.spec import kind_of
     from modelwright.plan.cuda import reserved
     from modelwright.stages._trace import trace
     from modelwright.stages._trace_open import Known
 
     steps = project.steps()
-    closed = {row.stage: row.estimate for row in plan.rows}
+    closed = predict(steps, plan.on, project.recipe.seed)  # in one process, as it is counted
     given = givens(steps, closed, plan.on, project.recipe.seed)
     known = {step.name: Known(step, given[step.name]) for step in steps}
     trains = [step.name for step in steps if kind_of(step.stage) == "train"]
