@@ -15,6 +15,7 @@ import pytest
 from modelwright.cli import chat as command
 from modelwright.core.errors import UserError
 from modelwright.core.events import Log
+from modelwright.core.record import write_records
 from modelwright.core.stage import STAGES
 from modelwright.methods.decoders import DECODERS
 from modelwright.methods.engines import ENGINES, Constraint, Request, Sampling, Speculate, Unavailable, open_engine, request_of
@@ -24,6 +25,7 @@ from modelwright.methods.engines._pace import Pace, delay_s
 from modelwright.methods.engines._providers import PROVIDERS
 from modelwright.methods.tasks import Generate, Likelihood
 from modelwright.stages import _evaluate_ask as asking
+from tests import engine_kit, train_kit
 from tests.fake_engine import wait_until
 from tests.remote_kit import USAGE, Fake
 from tests.test_evaluate import make_run
@@ -389,3 +391,26 @@ def test_what_an_engine_never_does_is_told_before_anything_runs(tmp_path: Path) 
     run, _ = make_run(tmp_path, stage)
     (check,) = [check for check in stage.checks(run) if not check.ok]  # type: ignore[attr-defined]
     assert "perplexity" in check.name and "engine: native" in check.fix
+
+
+def test_a_plan_knows_the_engine_that_a_file_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It loads no torch here, and its prices are those of the work."""
+    from modelwright import api
+
+    monkeypatch.chdir(tmp_path)
+    engine_kit.folder(tmp_path / "own")
+    write_records(tmp_path / "chats.jsonl", train_kit.chats(40))
+    served = {"kind": "openai", "provider": "groq", "model": "m"}
+    (tmp_path / "paid.json").write_text(json.dumps(served | {"prompt_usd": 1000.0, "answer_usd": 2000.0}))
+    (tmp_path / "free.json").write_text(json.dumps(served | {"provider": "other", "base_url": "http://127.0.0.1:1/v1"}))
+
+    def planned(model: str, more: str = "") -> Any:
+        data = "data: ./chats.jsonl, tasks: [rouge]"
+        (tmp_path / "r.yaml").write_text(f"name: p\nstages:\n  it: {{kind: evaluate, model: {model}, {data}{more}}}\n")
+        (row,) = api.load(tmp_path / "r.yaml").plan().rows
+        return row
+
+    own, paid, free = (planned(model) for model in ("./own/", "./paid.json", "./free.json"))
+    named = planned("./paid.json", ", engine: {kind: openai, provider: groq, model: m, prompt_usd: 1000, answer_usd: 2000}")
+    assert own.usd == free.usd == 0 and paid.usd == named.usd > 0.1
+    assert paid.estimate.memory.value < 0.2e9 < own.estimate.memory.value

@@ -211,10 +211,15 @@ class Paid(NamedTuple):
     """Provider and model of those whose price nobody told."""
 
 
-def paid(stage: Stage, asked_tokens: tuple[float, float], table: Prices) -> Paid:
-    """The recipe's own prices first, then the table's; a server of one's own costs nothing."""
+def paid(stage: Stage, asked_tokens: tuple[float, float], table: Prices, models: Sequence[Path] = ()) -> Paid:
+    """The recipe's own prices first, then the table's; a server of one's own costs nothing. `models`: files of the user's own;
+    one that names an engine is taken to be asked everything."""
+    from modelwright.methods.engines._remote import is_card, read_card
+
     usd, unknown = 0.0, []
-    for _, spec in stage.children():
+    children = dict(stage.children())
+    cards = [read_card(path) for path in models if is_card(path)] if children.get("engine") is None else []
+    for spec in (*children.values(), *cards):
         tree: Mapping[str, Any] = spec.model_dump()
         if "prompt_usd" not in tree:
             continue

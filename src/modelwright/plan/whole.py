@@ -229,7 +229,8 @@ def rows_of(steps: Sequence[Step], estimates: dict[str, Estimate], on: Target) -
         found, kind = estimates[step.name], kind_of(step.stage)
         cost = Cost(kwh=0.0)
         if step.artifact is None:
-            api = money.paid(step.stage, found.asked_tokens, on.table)
+            models = [parent.path for parent in step.parents if parent.path is not None and "model" in parent.accepts.types]
+            api = money.paid(step.stage, found.asked_tokens, on.table, models)
             unknown += api.unknown
             computes = on.machine.device == "cpu" or found.device_memory is not None
             cost = money.cost(found.seconds.value, on.machine, on.rent, on.table, api.usd, computes)

@@ -63,8 +63,7 @@ def cost(
         size = given.parents[ref].bytes or UNKNOWN_BYTES
         if not (shape := given.parents[ref].shape):
             shape, assumed = guess(0.25 * size), f"; assumed {bytes_text(size)} of float32 weights in {ref}"
-        runs_on = engine or cast(EngineSpec, ENGINES.build("llamacpp" if given.parents[ref].type == "export" else "native"))
-        runs_on, on = _placed(runs_on, machine)
+        runs_on, on = _placed(engine or _chosen(ref, given), machine)
         of_torch |= runs_on.local and runs_on.of_torch
         context = given.parents[ref].context or row_tokens
         spans += _spans(shape, on, kind_of(runs_on), context, items - min(texts, items), min(texts, items), new, row_tokens)
@@ -97,6 +96,17 @@ def cost(
         device_parts=carded,
         asked_tokens=(len(models) * read, len(models) * new),
     )
+
+
+def _chosen(ref: str, given: Given) -> EngineSpec:
+    """The engine that opens this model where the recipe names none, as far as that is known now."""
+    from modelwright.methods.engines._remote import is_card, read_card
+
+    path = given.paths.get(ref)
+    if path is not None and is_card(path):
+        return read_card(path)
+    gguf = given.parents[ref].type == "export" or (path is not None and path.suffix == ".gguf")
+    return cast(EngineSpec, ENGINES.build("llamacpp" if gguf else "native"))
 
 
 def _placed(engine: EngineSpec, machine: Machine) -> tuple[EngineSpec, Machine]:
