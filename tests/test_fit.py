@@ -244,6 +244,25 @@ def test_processes_share_the_memory_of_their_machine(tmp_path, monkeypatch):
         assert plan.peak_bytes == pytest.approx(row.estimate.memory.value * (2 if cell else 1))
 
 
+def test_four_bits_over_several_cards_are_a_share_on_each_and_all_in_their_host():
+    """65 billion weights were said to fit four cards of 16 GB, of whose host's memory alone it was told."""
+    cards = CARD._replace(devices=4, device_memory_bytes=16e9, memory_bytes=64e9)
+    big = models.training(of_params("65B"), models.Asked("qlora", 2048, full=True), cards)
+    assert not big.fits and not big.need.fits and not models.cell(of_params("65B"), "qlora", cards, 2048).need.fits
+    one, four = (
+        models.training(of_params("8B"), models.Asked("qlora", 2048), CARD._replace(devices=n, memory_bytes=n * 8e9))
+        for n in (1, 4)
+    )
+    assert four.given.parallel.shard == 4
+    parts = [{part.name: part.bytes for need in now.needs for part in need.parts} for now in (one, four)]
+    for name in ("base in 4 bits", "adapter"):
+        assert parts[1][name] == pytest.approx(parts[0][name] / 4) and parts[1][name] > 0
+    assert parts[1]["opening"] == pytest.approx(4 * parts[0]["opening"])
+    for now in (one, four, big):
+        shares = [need.high_bytes / need.has_bytes for need in now.needs]
+        assert shares == sorted(shares, reverse=True), "the scarcest first"
+
+
 def test_where_nothing_helps_it_is_said():
     stage = STAGES.build({"kind": "export", "model": "base", "format": {"kind": "gguf", "type": "q4_k_m"}})
     known = Given(Machine("here", 2, 0.5e9), {"base": Facts(type="model", shape=SMALL, head="causal")})

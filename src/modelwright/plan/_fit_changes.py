@@ -24,7 +24,7 @@ from modelwright.core.units import bytes_text, count_text
 from modelwright.methods.objectives import Objective
 from modelwright.plan._advise_facts import Start, data
 from modelwright.plan._fit_asked import fewer_answers, fewer_bits, half_weights, shorter_pieces
-from modelwright.plan._fit_models import in_four_bits
+from modelwright.plan._fit_models import four_bit_needs
 from modelwright.plan.fit import STEP, Change, Option, Tried, attempt, field_of, largest_or_least
 from modelwright.plan.models import named
 
@@ -203,10 +203,10 @@ def four_bits(now: Tried) -> Change | None:
         or not any(part.name in ("weights", "opening") for part in now.need.parts)
     ):
         return None
-    then = in_four_bits(now.need, shape, now)
+    then = now._replace(needs=four_bit_needs(now, shape))
     costs = "as good as LoRA beside 16 bits in the paper's tests (arXiv:2305.14314)"
-    gives = now.need.high_bytes - then.high_bytes
-    return Change("QLoRA: the frozen weights in 4 bits", (), gives, then.high_bytes, costs, then.fits, here=False)
+    after = then.alike(now.need).high_bytes
+    return Change("QLoRA: the frozen weights in 4 bits", (), now.need.high_bytes - after, after, costs, then.fits, here=False)
 
 
 # --- less data, a smaller model, more cards ---------------------------------------------------------

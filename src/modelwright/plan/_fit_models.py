@@ -10,7 +10,7 @@ in TRL 1.16).
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from modelwright.core.errors import UserError
 from modelwright.core.estimate import Facts, Given, Machine, Part, Shape
@@ -20,7 +20,7 @@ from modelwright.core.parallel import Parallel
 from modelwright.core.stage import STAGES, Stage
 from modelwright.core.units import bytes_text
 from modelwright.plan.cuda import card_parts, interval, on_card
-from modelwright.plan.fit import LONGEST, MADE_FOR, STEP, WIDE, Fits, Most, Need, Tried, fit, largest, tried
+from modelwright.plan.fit import LONGEST, MADE_FOR, STEP, WIDE, Fits, Most, Need, Tried, fit, largest, scarcest, tried
 from modelwright.plan.models import Base, bases
 
 START, DATA = "./start/", "./rows.jsonl"
@@ -112,20 +112,29 @@ def _told(now: Tried, method: str) -> Tried:
         return now
     shape = now.given.parents[START].shape
     assert shape is not None
-    change, names = (in_four_bits, ("weights", "opening")) if method == "qlora" else (with_answers, ("weights",))
-    held = [any(part.name in names for part in need.parts) for need in now.needs]
-    return now._replace(needs=tuple(change(need, shape, now) if it else need for need, it in zip(now.needs, held, strict=True)))
+    if method == "qlora":
+        return now._replace(needs=four_bit_needs(now, shape))
+    held = [any(part.name == "weights" for part in need.parts) for need in now.needs]
+    return now._replace(needs=scarcest([with_answers(n, shape, now) if it else n for n, it in zip(now.needs, held, strict=True)]))
+
+
+def four_bit_needs(now: Tried, shape: Shape) -> tuple[Need, ...]:
+    """Of each memory in which the start lies, with its frozen matrices in 4 bits."""
+    held = [any(part.name in ("weights", "opening") for part in need.parts) for need in now.needs]
+    return scarcest([in_four_bits(need, shape, now) if it else need for need, it in zip(now.needs, held, strict=True)])
 
 
 def in_four_bits(need: Need, shape: Shape, now: Tried) -> Need:
     """The same with the frozen matrices of layers in 4 bits, and the rest of the start in 16."""
     size, coding = weights_bytes(shape, NF4), f"{NF4.bits_per_value:.3f} bits in layers, 16 in tables"
-    parts = []
+    stage, parts = cast(Any, now.stage), list[Part]()
     for part in need.parts:
         if part.name == "weights":
-            parts += [Part("base in 4 bits", size, coding), part._replace(name="adapter", bytes=part.bytes - 4.0 * shape.params)]
+            share = part.bytes / (4.0 * (shape.params + stage.trainable(shape)))  # of each process
+            adapter = part._replace(name="adapter", bytes=part.bytes - 4.0 * share * shape.params)
+            parts += [Part("base in 4 bits", share * size, coding), adapter]
         elif part.name == "opening":  # as bitsandbytes does it: each tensor on its way
-            parts.append(part._replace(bytes=size, why=coding))
+            parts.append(part._replace(bytes=size * part.bytes / (4.0 * shape.params), why=coding))  # of every process
         else:
             parts.append(part)
     largest = max(weight.values for weight in weights_of(shape) if weight.place in ("attention", "mlp", "experts"))

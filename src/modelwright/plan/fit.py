@@ -88,6 +88,11 @@ def needs(estimate: Estimate, machine: Machine) -> tuple[Need, ...]:
         found.append(Need(what, estimate.device_memory, machine.device_memory_bytes, estimate.device_parts))
     if machine.memory_bytes:
         found.append(_of_all(Need("memory", estimate.memory, machine.memory_bytes, estimate.parts), estimate.processes))
+    return scarcest(found)
+
+
+def scarcest(found: Sequence[Need]) -> tuple[Need, ...]:
+    """The scarcest memory first."""
     return tuple(sorted(found, key=lambda need: -need.high_bytes / need.has_bytes))
 
 
