@@ -381,6 +381,6 @@ stages:
     monkeypatch.chdir(tmp_path)
     found = predict.predict(prepare(loads(recipe), Store(tmp_path)), Machine("test", 1, 8e9), 0)
     left = {name: round(expected.left_bytes / 1e6) for name, expected in found.items()}
-    assert left == {"rows": 0, "plain": 0, "words": 200, "model": 0, "other": 540}
+    assert left == {"rows": 0, "plain": 0, "words": 120, "model": 0, "other": 460}
     words, other = found["words"].memory, found["other"].memory
     assert other.value - words.value == pytest.approx(340e6, rel=0.01) and "earlier stages leave" in words.why

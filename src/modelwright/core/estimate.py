@@ -241,7 +241,7 @@ def imports(what: str) -> Span:
 
 BEGIN_BYTES = 45e6
 """Of the command before any stage; measured, as what follows (Linux, x86-64)."""
-KERNELS = {"numba": 0.2e9}
+KERNELS = {"numba": 0.12e9}
 """What a module and all that comes with it take in a process from then on."""
 TORCH = {**KERNELS, "torch": 0.34e9}
 
@@ -269,6 +269,8 @@ class Estimate(NamedTuple):
     """What `seconds` is made of, before that correction; empty: one number is all that is known."""
     processes: int = 1
     """How many take `memory` each of one machine."""
+    leaves: Mapping[str, float] = {}
+    """Modules that are in the process from then on, and the bytes of each; `memory` has them."""
     left_bytes: float = 0.0
     """Of `memory`: what earlier stages leave in the process. Corrections do not touch it."""
 

@@ -21,7 +21,7 @@ from modelwright.core.events import Listener, Log
 from modelwright.core.external import hub_files
 from modelwright.core.measure import Laps, Meter, cores
 from modelwright.core.parallel import Parallel
-from modelwright.core.predict import Adjust, after, as_told, facts_of, givens, imported, left_by, paths_of, predict, within
+from modelwright.core.predict import Adjust, after, as_told, facts_of, givens, imported, left_for, paths_of, predict, within
 from modelwright.core.recipe import Loaded
 from modelwright.core.remote import remote_files
 from modelwright.core.spec import kind_of
@@ -137,7 +137,7 @@ def _make(
     machine = within(machine, step.stage, runtime.memory)
     given = Given(machine, facts, loaded.recipe.seed, runtime.parallel or Parallel(), paths_of(step))
     expected = step.stage.estimate(given)
-    expected = after(adjust(kind, imported(expected) if "torch" in sys.modules else expected), left_by(step.stage))
+    expected = after(adjust(kind, imported(expected) if "torch" in sys.modules else expected), left_for(expected))
     listener("stage", {"stage": step.name, "state": "running", "key": step.key, "kind": kind, "seconds": expected.seconds.value})
     if said := look(step, given, expected):
         listener("note", {"text": said})

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from modelwright.core.beginnings import held
-from modelwright.core.estimate import BEGIN_BYTES, IMPORTS, Estimate, Facts, Given, Machine, Quantity
+from modelwright.core.estimate import BEGIN_BYTES, IMPORTS, TORCH, Estimate, Facts, Given, Machine, Quantity
 from modelwright.core.measure import held_bytes
 from modelwright.core.parallel import Parallel
 from modelwright.core.spec import kind_of
@@ -38,15 +38,15 @@ def predict(
     facts: dict[str, dict[str, Facts]] = {}
     estimates: dict[str, Estimate] = {}
     spent = "torch" in sys.modules
-    loaded = {name: size for step in steps for name, size in step.stage.leaves().items() if name in sys.modules}
+    loaded = {name: size for name, size in TORCH.items() if name in sys.modules}
     for step in steps:
         given = Given(within(machine, step.stage, memory), _parent_facts(step, facts), seed, parallel, paths_of(step))
         expected = step.stage.estimate(given)
         if step.artifact is None:
             expected, spent = (imported(expected) if spent else expected), spent or _imports(expected)
-        left_bytes = sum(size for name, size in loaded.items() if name not in step.stage.leaves())
+        left_bytes = sum(size for name, size in loaded.items() if name not in expected.leaves)
         estimates[step.name] = after(adjust(kind_of(step.stage), expected), left_bytes)
-        loaded.update(step.stage.leaves() if step.artifact is None else {})
+        loaded.update(expected.leaves if step.artifact is None else {})
         facts[step.name] = estimates[step.name].facts if step.artifact is None else _measured(step.artifact)
     return estimates
 
@@ -72,9 +72,9 @@ def after(estimate: Estimate, left_bytes: float) -> Estimate:
     return estimate._replace(memory=Quantity(memory.value + left_bytes, memory.unit, why, low, high), left_bytes=left_bytes)
 
 
-def left_by(stage: Stage) -> float:
-    """Bytes that earlier stages of this process left, beside what `stage` itself would load."""
-    own = sum(size for name, size in stage.leaves().items() if name in sys.modules)
+def left_for(expected: Estimate) -> float:
+    """Bytes that earlier stages of this process left, beside what the stage itself would load."""
+    own = sum(size for name, size in expected.leaves.items() if name in sys.modules)
     return max(0.0, held_bytes() - BEGIN_BYTES - own)
 
 

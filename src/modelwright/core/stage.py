@@ -188,10 +188,6 @@ class Stage(Spec):
     works: ClassVar[bool] = False
     """True: it works through rows, which several processes may share (`runtime.workers`)."""
 
-    def leaves(self) -> Mapping[str, float]:
-        """Modules that stay in the process after it, and the bytes that each takes there; a later stage's peak has them."""
-        return {}
-
     def parts(self) -> tuple[str, ...]:
         """Names of the outputs; empty for one without a name."""
         return ()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import cast
 
-from modelwright.core.estimate import Estimate, Facts, Given, Machine, Part, Quantity, Shape, Span, estimate, imports
+from modelwright.core.estimate import TORCH, Estimate, Facts, Given, Machine, Part, Quantity, Shape, Span, estimate, imports
 from modelwright.core.passes import passed, written_s
 from modelwright.core.spec import kind_of
 from modelwright.core.units import bytes_text, count_text
@@ -14,7 +14,7 @@ from modelwright.methods.engines import ENGINES, EngineSpec
 from modelwright.methods.tasks import Task
 from modelwright.stages._train_cost import guess
 
-IMPORTS_BYTES, LIGHT_BYTES = 0.45e9, 0.06e9
+IMPORTS_BYTES, LIGHT_BYTES = 0.55e9, 0.06e9
 """torch and transformers in memory; numpy and a library."""
 OPEN_S = 0.1
 """A model opened, beside reading its weights."""
@@ -76,7 +76,9 @@ def cost(
         spans.insert(0, imports("torch, transformers and an engine"))
     spans.append(Span("end", items * ITEM_S, f"{count_text(items)} items scored"))
     loaded = (IMPORTS_BYTES, "torch, transformers and an engine") if of_torch else (LIGHT_BYTES, "an engine without torch")
-    parts = (Part("imports", *loaded), *parts)
+    scorers = {name: size for task in tasks for name, size in task.leaves.items()}
+    scoring = [Part("scorers", sum(scorers.values()), ", ".join(scorers))] if scorers else []
+    parts = (Part("imports", *loaded), *scoring, *parts)
     times = f"{len(models)} models x " if len(models) > 1 else ""
     found = estimate(
         sum(span.seconds for span in spans),
@@ -91,6 +93,7 @@ def cost(
     why = ", ".join(f"{part.name} {bytes_text(part.bytes)}" for part in carded) + assumed
     return found._replace(
         spans=tuple(spans),
+        leaves={**(TORCH if of_torch else {}), **scorers},
         parts=parts,
         device_memory=Quantity(_total(carded), "bytes", why) if carded else None,
         device_parts=carded,

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from modelwright.core.estimate import Estimate, Facts, Machine, Shape, estimate
+from modelwright.core.estimate import TORCH, Estimate, Facts, Machine, Shape, estimate
 from modelwright.core.memory import Asks, Stepper
 from modelwright.core.memory.modules import Beside
 from modelwright.core.memory.weights import Weight
@@ -123,7 +123,9 @@ def cost(load: Load, machine: Machine, unknown: str) -> Estimate:
         {"": facts},
     )
     found = found._replace(spans=spans, parts=memory.parts, device_memory=memory.card, device_parts=memory.card_parts)
-    return found if machine.apart else found._replace(processes=spread.processes)
+    if machine.apart or spread.processes > 1:  # nothing is imported here
+        return found if machine.apart else found._replace(processes=spread.processes)
+    return found._replace(leaves=TORCH)
 
 
 def chars_per_token(vocab: int) -> float:

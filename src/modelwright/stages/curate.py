@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from importlib import metadata
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, cast
@@ -102,9 +102,6 @@ class Curate(Stage):
 
     # --- before the work ------------------------------------------------------------------------------
 
-    def leaves(self) -> Mapping[str, float]:
-        return KERNELS if self.steps else {}
-
     def estimate(self, given: Given) -> Estimate:
         facts, seconds, unknown = self._sources(given)
         bytes_in = sum(fact.bytes or 0.0 for fact in facts)
@@ -123,7 +120,7 @@ class Curate(Stage):
             "the text that goes on, as JSON lines; what the steps will drop is not known before"
             + (f"; and {bytes_text(found.waiting_bytes)} while it is made" if found.waiting_bytes else ""),
             self._predicted(found.rows_out, found.bytes_out, sum(fact.chars or 0.0 for fact in facts) / max(bytes_in, 1.0)),
-        )._replace(spans=found.spans)
+        )._replace(spans=found.spans, leaves=KERNELS if self.steps else {})
 
     def _cost(self, reading_s: float, bytes_in: float, rows: float | None, memory_bytes: float, cores: int) -> Cost:
         steps = [(kind_of(step), step) for step in self.steps]

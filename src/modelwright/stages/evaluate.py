@@ -101,9 +101,6 @@ class Evaluate(Stage):
             return {}
         return {"decoder": "no task asks for an answer in words"}
 
-    def leaves(self) -> Mapping[str, float]:
-        return {name: size for task in self.tasks for name, size in task.leaves.items()}
-
     def estimate(self, given: Given) -> Estimate:
         if self.engine is not None:
             self._able(self.engine)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import random
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -74,9 +74,6 @@ class Export(Stage):
             if getattr(mix, name) is not None
         }
 
-    def leaves(self) -> Mapping[str, float]:
-        return TORCH
-
     def estimate(self, given: Given) -> Estimate:
         parent = given.parents[self.model]
         check_goes_on(self.model, parent)
@@ -98,7 +95,7 @@ class Export(Stage):
             disk,
             why + (f"; {remark}" if shape is not None and (remark := self.format.remark(shape)) else ""),
             {"": Facts(type="export", bytes=disk, shape=shape, context=parent.context)},
-        )._replace(spans=spans)
+        )._replace(spans=spans, leaves=TORCH)
 
     def _spans(self, shape: Shape, weights_bytes: float, given: Given) -> tuple[Span, ...]:
         rows, row_tokens = self._proof(given, shape.vocab)

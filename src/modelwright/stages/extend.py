@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from itertools import chain
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
@@ -102,9 +102,6 @@ class Extend(Stage):
             }
         return found
 
-    def leaves(self) -> Mapping[str, float]:
-        return TORCH
-
     def estimate(self, given: Given) -> Estimate:
         parent = given.parents.get(self.start, Facts(type="model"))
         donor = given.parents.get(self.vocab or "", Facts(type="tokenizer"))
@@ -130,7 +127,7 @@ class Extend(Stage):
             weights,
             why,
             {"": Facts(type=self.produces, tokens=parent.tokens, bytes=weights, shape=shape, context=parent.context)},
-        )._replace(spans=spans)
+        )._replace(spans=spans, leaves=TORCH)
 
     def checks(self, run: Run) -> Iterator[Check]:
         """What would be added, without the model's weights."""

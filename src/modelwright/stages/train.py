@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from modelwright.core.errors import UserError
-from modelwright.core.estimate import TORCH, Estimate, Facts, Given, Shape
+from modelwright.core.estimate import Estimate, Facts, Given, Shape
 from modelwright.core.memory import ROOM_BYTES, micro_tokens, state_of_each
 from modelwright.core.memory.weights import Weight, weights_of
 from modelwright.core.parallel import elsewhere
@@ -320,9 +320,6 @@ class Train(Stage):
                 f"it can be opened with: {', '.join(known)}",
                 "choose another objective, or another `start`",
             )
-
-    def leaves(self) -> Mapping[str, float]:
-        return TORCH
 
     def estimate(self, given: Given) -> Estimate:
         self.objective.row_tokens(self.length)  # refuses what cannot fit

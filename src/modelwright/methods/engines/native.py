@@ -68,7 +68,9 @@ class Native(EngineSpec):
         coding = CODINGS["bf16" if self.precision == "bf16" else "fp32"]
         parts = serving_parts(shape, coding, room, rows, cached, windows=False, at_once=self.prefill_tokens)
         growing = cache_bytes(shape, room, rows, cached, windows=False) / shape.layers
-        return *parts, Part("growth", growing, "a layer's keys and values, copied when there is no more room")
+        done = min(self.keep_mb * 2.0**20, cache_bytes(shape, tokens, sequences, cached, windows=False))
+        kept = Part("kept", done, "keys and values of answers that are done, at most `keep_mb`")
+        return *parts, Part("growth", growing, "a layer's keys and values, copied when there is no more room"), kept
 
     def accepts(self, model: Path) -> str | None:
         if not (model / "config.json").is_file():

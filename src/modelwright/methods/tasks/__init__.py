@@ -130,7 +130,7 @@ class Task(Spec):
     reference: ClassVar[bool] = True
     """Its score needs the row's right answer. Where it does not, answers can be chosen by it (`best_of_n`)."""
     leaves: ClassVar[Mapping[str, float]] = {}
-    """As of a stage (`Stage.leaves`)."""
+    """As of a stage (`Estimate.leaves`)."""
 
     label: str = Field("", examples=["other"])
     """What the numbers are filed under; unset: the kind. Needed where one evaluation has a kind twice."""
