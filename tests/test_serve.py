@@ -19,6 +19,7 @@ from modelwright.methods.engines import Sampling
 from modelwright.methods.engines._remote import _ROOM_KEYS
 from modelwright.serve.app import Settings, create_app
 from modelwright.serve.guard import Rules
+from modelwright.serve.logs import Record
 from modelwright.serve.requests import ChatRequest, CompletionRequest
 from modelwright.serve.run import Address, Server, bind, read_api_key
 from tests.fake_engine import FakeEngine, wait_until
@@ -29,7 +30,8 @@ class Running:
 
     def __init__(self, engine, settings: Settings, rules: Rules) -> None:
         self.engine = engine
-        self.app = create_app(engine, "tiny", settings, rules)
+        self.told: list[Record] = []
+        self.app = create_app(engine, "tiny", settings, rules, tell=[self.told.append])
         self.queue = self.app.state.queue
         config = uvicorn.Config(self.app, log_level="critical", ws="none", timeout_graceful_shutdown=2)
         self.server = Server(config, self.queue, drain_s=5)
@@ -89,6 +91,24 @@ def test_chat(shared):
     prompt = len("<user>hello<assistant>")
     assert (answer.usage.prompt_tokens, answer.usage.completion_tokens, answer.usage.total_tokens) == (prompt, 15, prompt + 15)
     assert answer.model == "tiny" and answer.object == "chat.completion" and answer.id.startswith("chatcmpl-")
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/chat/completions", {**CHAT, "user": "ann"}),
+        ("/v1/chat/completions", {**CHAT, "user": "old", "safety_identifier": "ann"}),
+        ("/v1/completions", {**COMPLETION, "user": "ann"}),
+        ("/v1/responses", {"model": "tiny", "input": "hello", "user": "ann"}),
+        ("/v1/messages", {**CHAT, "max_tokens": 5, "metadata": {"user_id": "ann"}}),
+        ("/v1/embeddings", {"model": "tiny", "input": "hello", "user": "ann"}),
+    ],
+)
+def test_whom_a_client_asks_for_is_told_in_the_log(shared, path, body):
+    shared.told.clear()
+    assert httpx.post(shared.url + path, json=body).status_code == 200
+    wait_until(lambda: shared.told)
+    assert [seen.row()["user"] for seen in shared.told] == ["ann"]
 
 
 def test_chat_goes_on_with_the_clients_own_message_object(shared):
@@ -185,7 +205,7 @@ def test_models_health_ready_and_page(shared):
         ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
         ({"response_format": {"type": "json_object"}, "guided_regex": "a"}, "guided_regex"),
         ({"top_logprobs": 2}, "top_logprobs"),
-        ({"user": "me"}, "user"),
+        ({"user": "a\nb"}, "user"),
         ({"top_k": -3}, "top_k"),
         ({"temperature": 3}, "temperature"),
         ({"temperature": "0.5"}, "temperature"),

@@ -384,7 +384,7 @@ def test_lines_of_the_log(monkeypatch):
         logs.tell(ended(path="/v1/\x1b[31m\n{}"))
         logging.getLogger("modelwright.serve").error("broken", exc_info=ValueError("why"))
         logs.start("text")
-        logs.tell(ended(path="/v1/\x1b[31m\nx", queued_s=math.nan))
+        logs.tell(ended(path="/v1/\x1b[31m\nx", queued_s=math.nan, user="ann status=500"))
         logs.start(None)
         logs.tell(ended())
     finally:
@@ -398,6 +398,7 @@ def test_lines_of_the_log(monkeypatch):
     assert row["answer_tokens"] == 3 and row["level"] == "info" and row["first_token_s"] == 1.0
     assert "ValueError: why" in json.loads(lines[1])["error"]
     assert "\\u001b[31m\\n" in lines[2] and "status=200" in lines[2] and "queue_s" not in lines[2] and len(lines) == 3
+    assert 'user="ann status=500"' in lines[2] and "user" not in row
 
 
 def test_ids_that_clients_choose():

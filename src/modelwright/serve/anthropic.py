@@ -17,7 +17,7 @@ from modelwright.serve.answers import Choice, Job, Learn, event, new_id
 from modelwright.serve.asking import Asker, Ready, needs
 from modelwright.serve.errors import ApiError
 from modelwright.serve.requests import ChatRequest
-from modelwright.serve.wire import Wire, fault, text_of
+from modelwright.serve.wire import Somebody, Wire, fault, text_of
 from modelwright.serve.work import Piece
 
 
@@ -44,6 +44,10 @@ def _blocks(value: Any) -> Any:
 class CacheControl(Wire):
     type: Literal["ephemeral"]
     ttl: Literal["5m", "1h"] | None = None
+
+
+class Metadata(Wire):
+    user_id: Somebody | None = None
 
 
 class _TextBlock(Wire):
@@ -161,7 +165,6 @@ class CountRequest(Wire):
 
     neutral = {
         "container": (), "context_management": (), "diagnostics": (), "inference_geo": (), "mcp_servers": ([],),
-        "metadata": ({},),
         "output_config": ({},), "output_format": (), "service_tier": ("auto", "standard_only"), "speed": ("standard",),
         "thinking": ({"type": "disabled"},), "user_profile_id": (), "workspace_id": (),
     }  # fmt: skip
@@ -171,6 +174,7 @@ class CountRequest(Wire):
     tools: list[AnthropicTool] | None = None
     tool_choice: ToolChoice | None = None
     cache_control: CacheControl | None = None
+    metadata: Metadata | None = None
 
     @model_validator(mode="after")
     def _ends_with_the_user(self) -> CountRequest:
@@ -187,6 +191,7 @@ class CountRequest(Wire):
                                                    "parameters": tool.input_schema, "strict": tool.strict}}
                  for tool in self.tools or ()]  # fmt: skip
         fields: dict[str, Any] = {"model": self.model, "messages": messages, "tools": tools or None, **self._more()}
+        fields["user"] = self.metadata and self.metadata.user_id
         if self.tool_choice is not None:
             fields["tool_choice"] = self.tool_choice.plain()
             fields["parallel_tool_calls"] = not self.tool_choice.disable_parallel_tool_use

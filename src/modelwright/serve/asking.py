@@ -72,6 +72,7 @@ class Asker:
         return found
 
     async def chat(self, stack: AsyncExitStack, body: ChatRequest, make_form: MakeForm | None = None) -> Job:
+        record().user = body.safety_identifier or body.user or ""
         lease = await self.take(stack, body.model)
         engine = lease.engine
         needs(engine, "chat", "messages", f"{body.model} has no chat template; use /v1/completions")
@@ -101,6 +102,7 @@ class Asker:
         return self._styles[engine]
 
     async def completion(self, stack: AsyncExitStack, body: CompletionRequest) -> Job:
+        record().user = body.user or ""
         lease = await self.take(stack, body.model)
         engine, count, scored = lease.engine, body.answers(), body.echo and body.likeliest() is not None
         if scored:

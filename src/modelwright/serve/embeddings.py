@@ -21,8 +21,9 @@ from modelwright.methods.engines import Embedding, Engine
 from modelwright.serve.answers import Job, Learn, new_id
 from modelwright.serve.asking import Asker, known, needs
 from modelwright.serve.errors import ApiError
+from modelwright.serve.logs import record
 from modelwright.serve.requests import Ids, as_texts
-from modelwright.serve.wire import Wire
+from modelwright.serve.wire import Somebody, Wire
 from modelwright.serve.work import Call, Piece
 
 MOST_TEXTS = 2048
@@ -30,7 +31,6 @@ MOST_TEXTS = 2048
 
 
 class EmbeddingRequest(Wire):
-    neutral = {"user": ()}
     model: str = Field(max_length=500)
     input: Annotated[
         list[Annotated[str, Field(min_length=1)] | Ids],
@@ -41,6 +41,7 @@ class EmbeddingRequest(Wire):
     """null: float. base64: of float32 numbers, the lowest byte first."""
     dimensions: int | None = Field(None, ge=1)
     """Only the model's own number."""
+    user: Somebody | None = None
 
 
 class Document(Wire):
@@ -91,6 +92,7 @@ class VectorForm:
 
 
 async def embedding(asker: Asker, body: EmbeddingRequest, stack: AsyncExitStack) -> Job:
+    record().user = body.user or ""
     engine, tokens = await _texts(asker, stack, body.model, body.input, "input")
 
     def answer(vectors: list[list[float]], _: str) -> dict[str, Any]:

@@ -37,6 +37,8 @@ class Record:
     traceparent: str = ""
     status: int = 0
     model: str = ""
+    user: str = ""
+    """Whom the client asks for, in its own words."""
     began_s: float = field(default_factory=time.monotonic)
     began_ns: int = field(default_factory=time.time_ns)
     """The same moment since 1970."""
@@ -65,7 +67,8 @@ class Record:
     def row(self) -> dict[str, Any]:
         """For people and programs that read logs; times in seconds."""
         told: dict[str, Any] = {"request_id": self.id, "method": self.method, "path": self.path, "status": self.status}
-        told |= {"key": self.client.name, "model": self.model, "seconds": self.ended_s - self.began_s, "queue_s": self.queued_s,
+        told |= {"key": self.client.name, "model": self.model, "user": self.user}
+        told |= {"seconds": self.ended_s - self.began_s, "queue_s": self.queued_s,
                  "first_token_s": self.first_s - self.began_s, "prompt_tokens": self.tokens_in,
                  "answer_tokens": self.tokens_out, "finish": self.finish}  # fmt: skip
         told = {name: _short(value) for name, value in told.items()}
@@ -76,6 +79,12 @@ def _short(value: Any) -> Any:
     if isinstance(value, float):
         return None if math.isnan(value) else round(value, 6)
     return value
+
+
+def _word(value: Any) -> str:
+    """One without blanks, and without what a terminal would obey."""
+    plain = not isinstance(value, str) or re.fullmatch(r"[!-~]*", value)
+    return str(value) if plain else json.dumps(value)
 
 
 _HERE: ContextVar[Record] = ContextVar("record")
@@ -114,7 +123,7 @@ class _Lines(logging.Formatter):
         if self._form == "json":
             body = {"time": when, "level": line.levelname.lower(), "message": line.getMessage(), **row}
             return json.dumps(body | ({"error": fault} if fault else {}))
-        words = [f"{name}={value}" for name, value in row.items() if name not in ("method", "path")]
+        words = [f"{name}={_word(value)}" for name, value in row.items() if name not in ("method", "path")]
         # A path may hold what a terminal would obey; JSON's escapes take it out.
         text = json.dumps(line.getMessage(), ensure_ascii=True)[1:-1] if row else line.getMessage()
         return " ".join([when, line.levelname.lower(), text, *words]) + (f"\n{fault}" if fault else "")

@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from modelwright.methods.engines import Constraint
 from modelwright.serve.tools import MessageCall, Named, Tool
-from modelwright.serve.wire import ImagePart, Neutral, TextPart, Wire, as_list, content_of, fault
+from modelwright.serve.wire import ImagePart, Somebody, TextPart, Wire, as_list, content_of, fault
 
 MOST_ANSWERS = 256
 """To one request: prompts times `n`."""
@@ -147,6 +147,7 @@ class Ask(Wire):
     """Same request and seed, same answer; null: a new one each time."""
     n: int | None = Field(None, ge=1, le=16)
     """Answers to each prompt; the one numbered i draws from seed + i."""
+    user: Somebody | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     response_format: ResponseFormat | None = None
@@ -180,20 +181,19 @@ class Ask(Wire):
         return self.n or 1
 
 
-_SHARED: Neutral = {"user": ()}
-
-
 class ChatRequest(Ask):
-    neutral = _SHARED | {
+    neutral = {
         "audio": (), "function_call": ("none",), "functions": ([],), "metadata": ({},), "modalities": (["text"],),
         "moderation": (), "prediction": (), "prompt_cache_key": (), "prompt_cache_options": (),
-        "prompt_cache_retention": (), "reasoning_effort": (), "safety_identifier": (),
+        "prompt_cache_retention": (), "reasoning_effort": (),
         "service_tier": ("auto", "default"), "store": (False,),
         "verbosity": ("medium",), "web_search_options": (),
     }  # fmt: skip
     messages: list[Message] = Field(min_length=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     """The newer name of max_tokens."""
+    safety_identifier: Somebody | None = None
+    """The newer name of user."""
     logprobs: bool | None = None
     """The log-probability of each token of the answer."""
     top_logprobs: int | None = Field(None, ge=0, le=20)
@@ -258,7 +258,7 @@ def as_texts(value: Any) -> Any:
 
 class CompletionRequest(Ask):
     default_tokens = 16  # OpenAI's for this endpoint
-    neutral = _SHARED | {"best_of": (1,), "suffix": ("",)}
+    neutral = {"best_of": (1,), "suffix": ("",)}
     prompt: Annotated[
         list[str | Ids], BeforeValidator(as_texts, json_schema_input_type=str | list[str] | list[int] | list[list[int]])
     ] = Field(min_length=1, max_length=MOST_ANSWERS)

@@ -21,7 +21,7 @@ from modelwright.serve.errors import ApiError
 from modelwright.serve.logs import record
 from modelwright.serve.requests import ChatRequest
 from modelwright.serve.tools import Called
-from modelwright.serve.wire import IMAGE, Wire, content_of, fault
+from modelwright.serve.wire import IMAGE, Somebody, Wire, content_of, fault
 from modelwright.serve.work import Piece
 
 KEPT, KEPT_CHARS = 1000, 16_000_000
@@ -121,8 +121,8 @@ class ResponsesRequest(Wire):
         "access_programs": (), "background": (False,), "context_management": (), "conversation": (), "image": (),
         "max_tool_calls": (), "moderation": (), "prompt": (), "prompt_cache_key": (), "prompt_cache_options": (),
         "prompt_cache_retention": (), "reasoning": ({}, {"effort": None}, {"effort": None, "summary": None}),
-        "safety_identifier": (), "service_tier": ("auto", "default"),
-        "stream_options": ({}, {"include_obfuscation": False}), "truncation": ("disabled",), "user": (),
+        "service_tier": ("auto", "default"),
+        "stream_options": ({}, {"include_obfuscation": False}), "truncation": ("disabled",),
     }  # fmt: skip
     model: str = Field(max_length=500)
     input: Annotated[list[Item], BeforeValidator(_as_items, json_schema_input_type=str | list[Item])] = Field(min_length=1)
@@ -136,6 +136,9 @@ class ResponsesRequest(Wire):
     include: list[Literal["message.output_text.logprobs"]] | None = None
     metadata: Annotated[dict[str, str], Field(max_length=16)] | None = None
     """Given back with the answer."""
+    user: Somebody | None = None
+    safety_identifier: Somebody | None = None
+    """The newer name of user."""
     store: bool | None = None
     stream: bool | None = None
     text: Text | None = None
@@ -152,6 +155,7 @@ class ResponsesRequest(Wire):
         fields: dict[str, Any] = {
             "model": self.model, "messages": messages, "max_tokens": self.max_output_tokens, "temperature": self.temperature,
             "top_p": self.top_p, "stream": self.stream, "parallel_tool_calls": self.parallel_tool_calls,
+            "user": self.user, "safety_identifier": self.safety_identifier,
             "logprobs": bool(self.include) or None, "top_logprobs": self.top_logprobs,
             "tools": [{"type": "function", "function": tool.model_dump(exclude={"type"})} for tool in self.tools or ()] or None,
             "tool_choice": {"type": "function", "function": {"name": named.name}} if named else self.tool_choice,

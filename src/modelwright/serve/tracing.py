@@ -72,6 +72,8 @@ def _ai(seen: Record) -> dict[str, Any]:
     told: dict[str, Any] = {"gen_ai.operation.name": OPERATIONS[seen.endpoint], "gen_ai.provider.name": "modelwright"}
     told |= {"gen_ai.request.model": seen.model, "gen_ai.response.model": seen.model}
     told |= {"gen_ai.usage.input_tokens": seen.tokens_in, "gen_ai.usage.output_tokens": seen.tokens_out}
+    if seen.user:
+        told["user.id"] = seen.user
     if seen.finish:
         told["gen_ai.response.finish_reasons"] = [seen.finish]
     if not math.isnan(seen.first_s):

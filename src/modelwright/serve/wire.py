@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -35,6 +35,10 @@ class Wire(BaseModel):
             allowed = f" (only {' or '.join(map(repr, neutral))})" if neutral else ""
             raise fault("{param} is not supported by this server{allowed}", name, allowed=allowed)
         return {name: value for name, value in tree.items() if name not in cls.neutral}
+
+
+Somebody = Annotated[str, Field(max_length=512, pattern=r"^[^\x00-\x1f\x7f]*$")]
+"""Whom a client asks for, in its own words: told in logs and traces."""
 
 
 class TextPart(Wire):
