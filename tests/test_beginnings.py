@@ -4,6 +4,7 @@ import bz2
 import gzip
 import json
 import lzma
+import tracemalloc
 
 import pytest
 
@@ -77,6 +78,17 @@ def test_many_files_are_told_from_some(tmp_path):
 def test_of_other_files_nothing_is_told(name, data, tmp_path):
     (tmp_path / name).write_bytes(data)
     assert held(tmp_path / name) is None and held(tmp_path) is None
+
+
+@pytest.mark.parametrize(("ending", "pack"), [("gz", gzip.compress), ("bz2", bz2.compress), ("xz", lzma.compress)])
+def test_a_bomb_is_not_unpacked(ending, pack, tmp_path):
+    (tmp_path / f"a.jsonl.{ending}").write_bytes(pack(LINES.encode() + b'{"a": "' + b"x" * (64 << 20)))
+    tracemalloc.start()
+    try:
+        assert held(tmp_path / f"a.jsonl.{ending}") is None
+        assert tracemalloc.get_traced_memory()[1] < 3 * beginnings.DENSE_BYTES
+    finally:
+        tracemalloc.stop()
 
 
 def test_rows_beside_text_do_not_tell_of_it(tmp_path):

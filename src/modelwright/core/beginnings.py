@@ -20,6 +20,8 @@ HEAD_BYTES = 1 << 20
 """Read of each file, and unpacked of a packed one."""
 PACKED_BYTES = 1 << 20
 """Read of a packed one: bzip2 gives nothing before a block's end, 900 kB unpacked."""
+DENSE_BYTES = 32 << 20
+"""Unpacked of that at most; text becomes a tenth of it."""
 FILES = 8
 """Looked at of many, evenly spread."""
 MOST_FRAC = 0.9
@@ -93,7 +95,9 @@ def _begin(file: Path, size: int) -> _Begun:
             data = stream.read(HEAD_BYTES)
             return _Begun(data.decode("utf-8-sig", "replace"), len(data) / size)
         packed = stream.read(PACKED_BYTES)
-        data = unpacked().decompress(packed)
+        data = unpacked().decompress(packed, DENSE_BYTES)
+    if len(data) == DENSE_BYTES:
+        raise ValueError("far denser than text: what it holds would fill the memory")
     cut = data[:HEAD_BYTES]
     frac = len(packed) / size * (len(cut) / len(data) if data else 0.0)
     return _Begun(cut.decode("utf-8-sig", "replace"), frac)
