@@ -90,4 +90,4 @@ OTHER_SOURCES: dict[str, Any] = {
     **{f"{kind}.path": f"./other_{path}/" for kind, path in _PATHS.items()},
     "mediawiki.match": "**/*.gz",
 }
-STEPS: dict[str, dict[str, Any]] = {"url_rules": {"domains": ["a.example"]}, "url_rules.soft_limit": {"soft_words": ["news"]}}
+STEPS: dict[str, dict[str, Any]] = {"url_rules": {"domains": ["none.example"]}, "url_rules.soft_limit": {"soft_words": ["news"]}}
