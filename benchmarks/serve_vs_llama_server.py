@@ -4,7 +4,7 @@ SmolLM-135M shape, random weights; two threads each; 128 tokens an answer, greed
 which takes turns between the two. Each server is a process of its own, idle while the other is asked. Medians: of speeds, and of
 each round's ratio. Ours sends the pieces of an answer at most 20 times a second, some tokens together; theirs each by itself.
 
-`python -m benchmarks serve_vs_llama_server [--rounds 9] [--tokens 128] [--threads 2]`
+`python -m benchmarks serve_vs_llama_server [--rounds 13] [--tokens 128] [--threads 2]`
 """
 
 from __future__ import annotations
@@ -169,7 +169,7 @@ def process(side: str, path: Path, threads: int) -> Iterator[tuple[Any, tuple[st
 def main() -> dict[str, float]:
     """Print both sides; returns the ratios and the milliseconds."""
     options = argparse.ArgumentParser(prog="serve_vs_llama_server")
-    options.add_argument("--rounds", type=int, default=9)
+    options.add_argument("--rounds", type=int, default=13)
     options.add_argument("--tokens", type=int, default=128)
     options.add_argument("--threads", type=int, default=2)
     given = options.parse_args(sys.argv[2:])
