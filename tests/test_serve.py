@@ -101,6 +101,7 @@ def test_chat(shared):
         ("/v1/completions", {**COMPLETION, "user": "ann"}),
         ("/v1/responses", {"model": "tiny", "input": "hello", "user": "ann"}),
         ("/v1/messages", {**CHAT, "max_tokens": 5, "metadata": {"user_id": "ann"}}),
+        ("/v1/messages/count_tokens", {**CHAT, "metadata": {"user_id": "ann"}}),
         ("/v1/embeddings", {"model": "tiny", "input": "hello", "user": "ann"}),
     ],
 )

@@ -79,7 +79,20 @@ class Meter:
 def held_bytes() -> int:
     """Of this process, once it has given back what it does not use; 0 where the system does not tell."""
     _give_back()
+    return resident_bytes()
+
+
+def resident_bytes() -> int:
+    """Of this process; 0 where the system does not tell."""
     return _status("VmRSS") or 0
+
+
+def share_bytes(process: int) -> int:
+    """Of another process, with its part of what it shares; 0 where the system does not tell: proc(5), smaps_rollup."""
+    try:
+        return _status("Pss", Path(f"/proc/{process}/smaps_rollup")) or 0
+    except OSError:  # it has ended
+        return 0
 
 
 def _status(name: str, path: Path = _STATUS) -> int | None:

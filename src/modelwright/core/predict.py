@@ -46,7 +46,8 @@ def predict(
             expected, spent = (imported(expected) if spent else expected), spent or _imports(expected)
         left_bytes = sum(size for name, size in loaded.items() if name not in expected.leaves)
         estimates[step.name] = after(adjust(kind_of(step.stage), expected), left_bytes)
-        loaded.update(expected.leaves if step.artifact is None else {})
+        if step.artifact is None:
+            loaded |= expected.leaves
         facts[step.name] = estimates[step.name].facts if step.artifact is None else _measured(step.artifact)
     return estimates
 

@@ -182,6 +182,10 @@ class CountRequest(Wire):
             raise fault("the last turn must be the user's: beginnings of answers are not supported", "messages")
         return self
 
+    @property
+    def user(self) -> str | None:
+        return self.metadata.user_id if self.metadata else None
+
     def chat(self) -> ChatRequest:
         """The same as a chat."""
         messages = [message for turn in self.messages for message in turn.messages()]
@@ -190,8 +194,13 @@ class CountRequest(Wire):
         tools = [{"type": "function", "function": {"name": tool.name, "description": tool.description,
                                                    "parameters": tool.input_schema, "strict": tool.strict}}
                  for tool in self.tools or ()]  # fmt: skip
-        fields: dict[str, Any] = {"model": self.model, "messages": messages, "tools": tools or None, **self._more()}
-        fields["user"] = self.metadata and self.metadata.user_id
+        fields: dict[str, Any] = {
+            "model": self.model,
+            "messages": messages,
+            "tools": tools or None,
+            "user": self.user,
+            **self._more(),
+        }
         if self.tool_choice is not None:
             fields["tool_choice"] = self.tool_choice.plain()
             fields["parallel_tool_calls"] = not self.tool_choice.disable_parallel_tool_use
@@ -216,7 +225,7 @@ class MessagesRequest(CountRequest):
 
 async def count(asker: Asker, body: CountRequest) -> dict[str, int]:
     async with AsyncExitStack() as stack:
-        lease = await asker.take(stack, body.model)
+        lease = await asker.take(stack, body.model, body.user)
         needs(lease.engine, "chat", "messages", f"{body.model} has no chat template")
         if "messages" in lease.engine.capabilities:
             raise ApiError(400, "this engine's server counts tokens, and only of answers", param="model", code="unsupported")

@@ -53,11 +53,11 @@ class Asker:
         self.models, self.settings, self._feedback = models, settings, feedback
         self._styles: WeakKeyDictionary[Engine, Style] = WeakKeyDictionary()
 
-    async def take(self, stack: AsyncExitStack, name: str) -> Lease:
-        """The model that a request names, until its answer has ended."""
+    async def take(self, stack: AsyncExitStack, name: str, user: str | None = None) -> Lease:
+        """The model that a request names, until its answer has ended; `user`: whom the client asks for."""
         base, seen = self.models.base_of(name), record()
         seen.client.check_model(self.models.adapter_of(name) or base)
-        seen.model = name
+        seen.model, seen.user = name, user or ""
         lease = await self.models.take(name)
         stack.callback(lease.release)
         return lease
@@ -72,8 +72,7 @@ class Asker:
         return found
 
     async def chat(self, stack: AsyncExitStack, body: ChatRequest, make_form: MakeForm | None = None) -> Job:
-        record().user = body.safety_identifier or body.user or ""
-        lease = await self.take(stack, body.model)
+        lease = await self.take(stack, body.model, body.safety_identifier or body.user)
         engine = lease.engine
         needs(engine, "chat", "messages", f"{body.model} has no chat template; use /v1/completions")
         whole = "messages" in engine.capabilities
@@ -102,8 +101,7 @@ class Asker:
         return self._styles[engine]
 
     async def completion(self, stack: AsyncExitStack, body: CompletionRequest) -> Job:
-        record().user = body.user or ""
-        lease = await self.take(stack, body.model)
+        lease = await self.take(stack, body.model, body.user)
         engine, count, scored = lease.engine, body.answers(), body.echo and body.likeliest() is not None
         if scored:
             needs(engine, "score", "logprobs", "this engine cannot score a prompt: logprobs with echo is not supported")

@@ -21,7 +21,6 @@ from modelwright.methods.engines import Embedding, Engine
 from modelwright.serve.answers import Job, Learn, new_id
 from modelwright.serve.asking import Asker, known, needs
 from modelwright.serve.errors import ApiError
-from modelwright.serve.logs import record
 from modelwright.serve.requests import Ids, as_texts
 from modelwright.serve.wire import Somebody, Wire
 from modelwright.serve.work import Call, Piece
@@ -92,8 +91,7 @@ class VectorForm:
 
 
 async def embedding(asker: Asker, body: EmbeddingRequest, stack: AsyncExitStack) -> Job:
-    record().user = body.user or ""
-    engine, tokens = await _texts(asker, stack, body.model, body.input, "input")
+    engine, tokens = await _texts(asker, stack, body.model, body.input, "input", body.user)
 
     def answer(vectors: list[list[float]], _: str) -> dict[str, Any]:
         if body.dimensions not in (None, len(vectors[0])):
@@ -124,9 +122,9 @@ async def rerank(asker: Asker, body: RerankRequest, stack: AsyncExitStack) -> Jo
 
 
 async def _texts(
-    asker: Asker, stack: AsyncExitStack, model: str, texts: Sequence[str | list[int]], param: str
+    asker: Asker, stack: AsyncExitStack, model: str, texts: Sequence[str | list[int]], param: str, user: str | None = None
 ) -> tuple[Engine, list[list[int]]]:
-    lease = await asker.take(stack, model)
+    lease = await asker.take(stack, model, user)
     engine = lease.engine
     needs(engine, "embed", param, "this engine gives no embeddings")
     if lease.adapter:

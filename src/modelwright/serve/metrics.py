@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Callable
-from pathlib import Path
 
+from modelwright.core.measure import resident_bytes
 from modelwright.serve.logs import Record
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -110,13 +110,7 @@ class Metrics:
 
 def memory_bytes() -> float:
     """Resident memory of this process; NaN where the system does not tell."""
-    try:
-        line = next(
-            line for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines() if line.startswith("VmRSS")
-        )
-    except (OSError, StopIteration):
-        return math.nan
-    return int(line.split()[1]) * 1024.0
+    return float(resident_bytes()) or math.nan
 
 
 def _labels(labels: Labels) -> str:

@@ -123,9 +123,9 @@ def cost(load: Load, machine: Machine, unknown: str) -> Estimate:
         {"": facts},
     )
     found = found._replace(spans=spans, parts=memory.parts, device_memory=memory.card, device_parts=memory.card_parts)
-    if machine.apart or spread.processes > 1:  # nothing is imported here
-        return found if machine.apart else found._replace(processes=spread.processes)
-    return found._replace(leaves=TORCH)
+    if machine.apart:
+        return found
+    return found._replace(processes=spread.processes) if spread.processes > 1 else found._replace(leaves=TORCH)
 
 
 def chars_per_token(vocab: int) -> float:

@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 from modelwright.core import environment
 from modelwright.core.errors import UserError
-from modelwright.core.measure import Meter
+from modelwright.core.measure import Meter, share_bytes
 from modelwright.core.record import Message
 from modelwright.core.spec import source_file
 from modelwright.methods.engines import Completion, Delta, Engine, EngineDied, EngineSpec, Posting, Pushed, Request
@@ -176,14 +176,8 @@ class Supervised(Posting):
 
 
 def taken_bytes(engine: Engine) -> int:
-    """Memory that the engine's process takes now, with its part of what it shares with others; 0 where it has none, or the
-    system does not tell: proc(5), smaps_rollup."""
-    if isinstance(engine, Supervised):
-        with contextlib.suppress(OSError):
-            for line in Path(f"/proc/{engine.process}/smaps_rollup").read_text(encoding="ascii").splitlines():
-                if line.startswith("Pss:"):
-                    return int(line.split()[1]) * 1024
-    return 0
+    """Memory that the engine's process takes now; 0 where it has none, or the system does not tell."""
+    return share_bytes(engine.process) if isinstance(engine, Supervised) else 0
 
 
 class _Life:
