@@ -1,6 +1,7 @@
 """How near the plan's arithmetic of memory (`core/memory/`, no torch) is to the exact count of our own training loop
 (`stages/_trace.py`: two steps on tensors without values). Bytes of tensors at the peak, over architectures x lengths x
-micro-batches x adapters x recomputation x optimizers x precisions x objectives; both are told the same stage and nothing else.
+micro-batches x adapters x recomputation x optimizers x precisions x objectives x devices; both are told the same stage and
+nothing else. Cards are not needed: both tiers say what their kernels would ask for.
 
 `python -m benchmarks plan_closed_form [--random 150] [--seed 0]`: every dimension alone, from four places, and so many drawn at
 random. `median` and `worst` are of the absolute differences, as fractions of the exact count.
@@ -53,8 +54,10 @@ AXES: dict[str, tuple[Any, ...]] = {
     "precision": ("fp32", "bf16"),
     "objective": ("plain", "sft", "dpo", "multi_token", "contrastive"),
     "more": ("none", "early", "average", "validated", "large vocabulary"),
+    "device": ("processor", "new card", "old card"),
 }
-"""What is varied; the first of each is the usual one. `batch`: tokens of a step, and of a micro-batch."""
+"""What is varied; the first of each is the usual one. `batch`: tokens of a step, and of a micro-batch. `device`: new cards have
+flash attention, and old ones (before Ampere) float16 in place of bfloat16."""
 
 
 BESIDE = ("imports", "rows", "reference")
@@ -88,6 +91,8 @@ def possible(one: dict[str, Any]) -> bool:
         return False
     if one["optimizer"] == "schedule_free" and one["more"] in ("average", "validated"):
         return False
+    if early and one["device"] == "old card" and one["precision"] != "fp32":
+        return False
     return not (one["length"] > one["batch"][1] or (one["objective"] == "dpo" and 1.25 * one["length"] > one["batch"][1]))
 
 
@@ -113,7 +118,7 @@ def combinations(drawn: int, seed: int) -> Iterator[dict[str, Any]]:
 
 def described(one: dict[str, Any]) -> tuple[Any, Any, Any]:
     """(stage, what is given, the model's configuration) of a combination."""
-    from modelwright.core.estimate import Facts, Given, Machine
+    from modelwright.core.estimate import Facts, Given
     from modelwright.methods.architectures import ARCHITECTURES as KINDS
     from modelwright.stages.train import Train
 
@@ -133,24 +138,35 @@ def described(one: dict[str, Any]) -> tuple[Any, Any, Any]:
         "adapter": ADAPTERS[one["adapter"]],
         "recompute": one["recompute"],
         "optimizer": one["optimizer"],
-        "precision": one["precision"],
+        "precision": "fp16" if one["device"] == "old card" and one["precision"] == "bf16" else one["precision"],
         **({"start": "base"} if starts else {"model": sizes, "vocab": "vocab"}),
         **({"schedule": "constant"} if one["optimizer"] == "schedule_free" else {}),
         **({"step_in_backward": True, "clip": 0.0} if one["more"] == "early" else {}),
         **({"average": 0.9} if one["more"] in ("average", "validated") else {}),
         **({"validation": ["data"], "validate_every": 1} if one["more"] == "validated" else {}),
     }
-    machine = Machine("here", 2, 16e9, flops_per_s=1e11, bf16_flops_per_s=2e11)
+    machine = machines()[one["device"]]
     facts = {"data": Facts(type="records"), "vocab": Facts(type="tokenizer", rows=vocab)}
     given = Given(machine, {**facts, "base": Facts(type="model", shape=architecture.shape(vocab))})
     return Train.model_validate(fields).resolve(given), given, architecture.config(vocab, one["length"])
 
 
+def machines() -> dict[str, Any]:
+    from modelwright.core.estimate import Machine
+
+    card = Machine("card", 2, 16e9, "cuda", flops_per_s=1e13, device_memory_bytes=16e9)
+    return {
+        "processor": Machine("here", 2, 16e9, flops_per_s=1e11, bf16_flops_per_s=2e11),
+        "new card": card._replace(bf16_flops_per_s=1e14),
+        "old card": card._replace(fp16_flops_per_s=1e14),
+    }
+
+
 def planned(stage: Any, given: Any) -> tuple[float, str]:
     """Bytes of the loop's tensors by the plan, and the moment that it names."""
     found = stage.estimate(given)
-    held = sum(part.bytes for part in found.parts if part.name not in BESIDE)
-    return held, found.memory.why.partition("; at ")[2].partition(";")[0]
+    held = sum(part.bytes for part in found.device_parts or found.parts if part.name not in BESIDE)
+    return held, (found.device_memory or found.memory).why.partition("; at ")[2].partition(";")[0]
 
 
 def measured(one: dict[str, Any]) -> Result:
@@ -158,7 +174,7 @@ def measured(one: dict[str, Any]) -> Result:
     from modelwright.stages._trace import Job, traced
 
     stage, given, config = described(one)
-    exact = traced(Job(stage, config, [], one["precision"])).peak
+    exact = traced(Job.of(stage, config, given)).peak
     return Result(one, *planned(stage, given), exact.bytes, f"{exact.operation} in {exact.place}")
 
 

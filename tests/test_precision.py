@@ -310,9 +310,20 @@ def test_transformers_modules_get_the_same(causal: bool, window: int | None, mon
     query, key, value = (torch.randn(1, heads, 17, 8) for heads in (4, 2, 2))
     given: Any = {"scaling": 0.3, "sliding_window": window, "segments": layout}
     plain, _ = packed_attention(module, query, key, value, None, **given)
-    monkeypatch.setattr(varlen, "fits", lambda query: True)
+    monkeypatch.setattr(varlen, "fits", lambda device, dtype, width: True)
     at_once, _ = packed_attention(module, query, key, value, None, **given)
     assert at_once.shape == plain.shape and torch.allclose(at_once, plain, atol=1e-6)
+
+
+@pytest.mark.usefixtures("kernel")
+def test_what_autocast_would_cast_goes_to_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rotary positions of transformers' modules make float32 of it: the kernel was never used for them."""
+    asked: list[torch.dtype] = []
+    monkeypatch.setattr(varlen, "fits", lambda device, dtype, width: not asked.append(dtype))
+    given = [torch.randn(17, heads, 8) for heads in (4, 2, 2)]
+    with torch.autocast("cpu", torch.bfloat16):
+        found = attention.together(*given, Layout(LAYOUT), 0.3, None)
+    assert found is not None and found.dtype == torch.bfloat16 and asked == [torch.bfloat16]
 
 
 @pytest.mark.usefixtures("kernel")
@@ -327,7 +338,7 @@ def test_a_kernel_is_used_where_it_is_right(monkeypatch: pytest.MonkeyPatch) -> 
     varlen.proven.cache_clear()
     assert not varlen.proven(CPU, torch.float32, 8)
     varlen.proven.cache_clear()
-    assert not varlen.fits(torch.zeros(1, 1, 8, dtype=torch.bfloat16)) and varlen.told(CPU, torch.bfloat16) == ""
+    assert not varlen.fits(CPU, torch.bfloat16, 8) and varlen.told(CPU, torch.bfloat16) == ""
     assert "document by document" in varlen.told(torch.device("mps"), torch.float32)
 
 

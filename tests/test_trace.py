@@ -18,6 +18,7 @@ from modelwright.methods.adapters import ADAPTERS
 from modelwright.methods.architectures import ARCHITECTURES
 from modelwright.methods.objectives import OBJECTIVES
 from modelwright.methods.optimizers import OPTIMIZERS
+from modelwright.nn.device import Card
 from modelwright.nn.fake import Fake
 from modelwright.nn.tally import Tally
 from modelwright.stages._trace import Traced, traced
@@ -115,11 +116,18 @@ def test_events_end_where_they_began() -> None:
     assert {size for size in live.values()} - {0}, "weights are there at the end"
 
 
-def test_a_card_has_no_room_of_a_processor() -> None:
+@pytest.mark.parametrize("flash", [True, False])
+def test_a_card_is_asked_for_what_its_kernels_take(flash: bool) -> None:
     job = plan_exact.job(Case("", {**SMALL, "precision": "bf16"}, {"depth": 1, "hidden": 32}))
-    here, card = (traced(job._replace(card=card)).events for card in (False, True))
-    rooms = [event for event in here if event.operation.startswith("room of ")]
-    assert rooms and [event.bytes for event in here if event not in rooms] == [event.bytes for event in card]
+    found = {event.operation for event in traced(job._replace(card=Card(flash))).events}
+    assert any(name.endswith("_varlen_attn") for name in found) == flash
+    assert [name for name in found if name.startswith("room of ")] == ["room of torch_attn._varlen_attn_backward"] * flash
+
+
+@pytest.mark.parametrize("products", ["fp32", "bf16", "fp16"])
+def test_a_card_is_traced_in_all_products(products: str) -> None:
+    job = plan_exact.job(Case("", SMALL, {"depth": 1, "hidden": 32}))
+    assert traced(job._replace(card=Card(True), products=products)).peak.bytes
 
 
 # --- the tally -------------------------------------------------------------------------------------------

@@ -154,6 +154,11 @@ class Machine(NamedTuple):
             return "fp16", self.fp16_flops_per_s or self.flops_per_s
         return "fp32", self.flops_per_s
 
+    @property
+    def flash(self) -> bool:
+        """Whether torch's flash attention runs here in 16 bits: on cards from Ampere on, the first with products in bfloat16."""
+        return self.device == "cuda" and self.products("bf16")[0] == "bf16"
+
     def used_by(self, processes: int) -> Machine:
         """What so many processes compute with, each on a card of its own; a processor's cores are all theirs."""
         if self.device == "cpu" or processes >= self.devices:

@@ -304,16 +304,9 @@ _forward = numba.cfunc(types.void(types.CPointer(types.int64)), **_options)(_for
 _backward = numba.cfunc(types.void(types.CPointer(types.int64)), **_options)(_backward_share)
 
 
-def _dtype(query_THC: Tensor) -> torch.dtype:
-    """In which it runs: autocast, whose rotary positions are in float32, casts what enters attention."""
-    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else query_THC.dtype
-
-
-def fits(query_THC: Tensor) -> bool:
-    """Whether attention of these queries can run here."""
-    dtype = _dtype(query_THC)
-    known = dtype == torch.float32 or (HAS_HALF and dtype == torch.bfloat16)
-    return known and query_THC.device.type == "cpu" and query_THC.shape[-1] % LANES == 0
+def fits(dtype: torch.dtype, width: int) -> bool:
+    """Whether attention of heads of this width can run here, on a processor."""
+    return (dtype == torch.float32 or (HAS_HALF and dtype == torch.bfloat16)) and width % LANES == 0
 
 
 def _forward_bytes(longest: int, width: int, per: int) -> int:
@@ -393,6 +386,6 @@ def attended(
     far = spans[0][1] if window is None else window
     terms = (query_THC.shape[-1] ** -0.5 if scaling is None else scaling, far, far - 1 if both else 0)
     apply: Any = _Attend.apply
-    given = (tensor.to(_dtype(query_THC)).contiguous() for tensor in (query_THC, key_TKC, value_TKC))
+    given = (tensor.contiguous() for tensor in (query_THC, key_TKC, value_TKC))
     out_THC: Tensor = apply(*given, spans, terms)
     return out_THC

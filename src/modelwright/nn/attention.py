@@ -29,6 +29,7 @@ from torch.utils.checkpoint import checkpoint
 
 from modelwright.core.errors import UserError
 from modelwright.nn import varlen
+from modelwright.nn.device import on_processor
 
 NAME = "modelwright_packed"
 """What the implementation is called inside transformers."""
@@ -122,7 +123,7 @@ def one_each(query: Tensor, key: Tensor, value: Tensor, dim: int) -> tuple[Tenso
     """Keys and values as `scaled_dot_product_attention` takes them, and whether it has to share them among heads (along `dim`).
     On a processor it does; the memory-efficient kernel of cards does not, and another would make all scores."""
     times = query.shape[dim] // key.shape[dim]
-    if times == 1 or query.device.type == "cpu":
+    if times == 1 or on_processor(query):
         return key, value, times > 1
     return key.repeat_interleave(times, dim), value.repeat_interleave(times, dim), False
 
@@ -231,13 +232,19 @@ def together(
     window: int | None,
     both: bool = False,
 ) -> Tensor | None:
-    """[T, H, C] attention of all documents by one kernel; None where no such kernel takes them (`by_document` does)."""
-    if varlen.fits(query_THC):
+    """[T, H, C] attention of all documents by one kernel; None where no such kernel takes them (`by_document` does). It runs in
+    what autocast says, where that is at work: rotary positions of transformers' modules are in float32 then."""
+    device, width = query_THC.device, query_THC.shape[-1]
+    dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else query_THC.dtype
+    flash = varlen.fits(device, dtype, width)
+    many = None if flash or layout.branched or not on_processor(query_THC) else _many()
+    if not flash and (many is None or not many.fits(dtype, width)):
+        return None
+    query_THC, key_TKC, value_TKC = (tensor.to(dtype) for tensor in (query_THC, key_TKC, value_TKC))
+    if many is None:
         return varlen.attended(query_THC, key_TKC, value_TKC, layout, scaling, window, both)
-    if query_THC.device.type == "cpu" and not layout.branched and (many := _many()) is not None and many.fits(query_THC):
-        found_THC: Tensor = many.attended(query_THC, key_TKC, value_TKC, layout.lengths, scaling, window, both)
-        return found_THC
-    return None
+    found_THC: Tensor = many.attended(query_THC, key_TKC, value_TKC, layout.lengths, scaling, window, both)
+    return found_THC
 
 
 def packed_attention(

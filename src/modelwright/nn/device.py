@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +23,37 @@ class Chosen(NamedTuple):
     device: torch.device
     why: str
     """For a note."""
+
+
+class Card(NamedTuple):
+    """A card that is not here, for which tensors without values stand in."""
+
+    flash: bool
+    """It has torch's flash attention."""
+
+
+_STANDS_FOR: ContextVar[Card | None] = ContextVar("stands_for", default=None)
+
+
+@contextmanager
+def standing_for(card: Card | None) -> Iterator[None]:
+    """While this is open, what lies in the processor's memory stands for what would lie in a card's: kernels are chosen as there.
+    None: it stands for itself."""
+    token = _STANDS_FOR.set(card)
+    try:
+        yield
+    finally:
+        _STANDS_FOR.reset(token)
+
+
+def imagined() -> Card | None:
+    """For which tensors stand now."""
+    return _STANDS_FOR.get()
+
+
+def on_processor(tensor: Tensor) -> bool:
+    """Whether a processor's kernels are for this."""
+    return tensor.device.type == "cpu" and _STANDS_FOR.get() is None
 
 
 def choose(wanted: str, processes: int = 1) -> Chosen:

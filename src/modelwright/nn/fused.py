@@ -20,6 +20,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from modelwright.nn.device import on_processor
+
 BACKEND = "inductor"
 """torch.compile's own."""
 
@@ -120,4 +122,4 @@ def of(model: nn.Module) -> Pieces | None:
     if model in _CHOSEN:
         return pieces(BACKEND)
     weight = next(model.parameters())
-    return _for_processors() if weight.device.type == "cpu" and weight.dtype == torch.float32 else None
+    return _for_processors() if on_processor(weight) and weight.dtype == torch.float32 else None

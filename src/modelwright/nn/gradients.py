@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from modelwright.core.memory.kernels import SLICE_BYTES
+from modelwright.nn.device import on_processor
 
 
 def begun(weight: Tensor) -> Tensor:
@@ -37,7 +38,7 @@ def add_product(weight: Tensor, grad_TO: Tensor, input_TI: Tensor) -> None:
             weight.grad.addmm_(grad_TO.t(), input_TI)
         return
     found, rows = begun(weight), len(weight)
-    if weight.device.type == "cpu":
+    if on_processor(weight):
         rows = max(1, SLICE_BYTES // (weight.element_size() * weight.shape[1]))
     for start in range(0, len(weight), rows):
         found[start : start + rows] += grad_TO[:, start : start + rows].t() @ input_TI

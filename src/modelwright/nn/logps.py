@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from modelwright.core.memory.kernels import CHUNK_BYTES, CHUNK_POSITIONS, PIECE_BYTES
+from modelwright.nn.device import on_processor
 from modelwright.nn.gradients import add, add_product
 
 
@@ -106,7 +107,7 @@ class _Walk:
         vocab = len(self.weight_VD)
         room_nV = self.hidden_ND.new_empty(self.parts[0].stop, vocab, dtype=self.dtype)
         # on a card a piece is a chunk: there is no cache to stay in, and every kernel costs a start
-        most = PIECE_BYTES if self.hidden_ND.device.type == "cpu" else self.wide.itemsize * room_nV.numel()
+        most = PIECE_BYTES if on_processor(self.hidden_ND) else self.wide.itemsize * room_nV.numel()
         for part in self.parts:
             hidden_nD = self.hidden_ND[part].to(self.dtype)
             product_nV = room_nV[: len(hidden_nD)]

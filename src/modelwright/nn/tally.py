@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from modelwright.nn.workspaces import WORKSPACES
+from modelwright.nn.workspaces import WORKSPACES, Workspace
 
 aten = torch.ops.aten
 
@@ -88,9 +88,8 @@ class _Storage(NamedTuple):
 class Tally(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts while it is entered. What exists before is counted when `own` is told of it."""
 
-    def __init__(self, told: Callable[[int], None] | None = None, rooms: bool = True) -> None:
-        """`told` hears now and then how many operations were seen. `rooms`: what a processor's kernels take for themselves is
-        counted (`WORKSPACES`)."""
+    def __init__(self, told: Callable[[int], None] | None = None, rooms: Mapping[Any, Workspace] = WORKSPACES) -> None:
+        """`told` hears now and then how many operations were seen. `rooms`: what kernels take for themselves."""
         super().__init__()  # type: ignore[no-untyped-call]
         self._told, self._seen, self._rooms = told, 0, rooms
         self.events: list[Event] = []
@@ -183,7 +182,7 @@ class Tally(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 if func in SUMS and _asked_by_engine():
                     old = self._known.get(args[0].untyped_storage()._cdata)
                     self._replaced = (old[0], len(self.events) - 1) if old is not None else None
-        if self._rooms and (workspace := WORKSPACES.get(func)) is not None and (size := workspace(args, given, result)):
+        if (workspace := self._rooms.get(func)) is not None and (size := workspace(args, given, result)):
             self._passing(size)
         return result
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from modelwright.nn import cards
+from modelwright.nn.device import imagined
 
 if TYPE_CHECKING:
     from modelwright.nn.attention import Layout
@@ -64,12 +65,13 @@ def kernel() -> Callable[..., Tensor] | None:
     return found
 
 
-def fits(query_THC: Tensor) -> bool:
-    """Whether the kernel takes such queries, and was found to be right."""
-    if query_THC.device.type != "cuda" or query_THC.dtype not in (torch.float16, torch.bfloat16):
+def fits(device: torch.device, dtype: torch.dtype, width: int) -> bool:
+    """Whether the kernel takes heads of this width, and was found to be right."""
+    if dtype not in (torch.float16, torch.bfloat16) or width > WIDEST or width % 8:
         return False
-    width = query_THC.shape[-1]
-    return width <= WIDEST and width % 8 == 0 and proven(query_THC.device, query_THC.dtype, width)
+    if (card := imagined()) is not None:
+        return card.flash
+    return device.type == "cuda" and proven(device, dtype, width)
 
 
 @cache

@@ -1,9 +1,11 @@
-"""Memory that operations take on a processor for as long as they run: no result tells of it.
+"""Memory that operations take for as long as they run, on a processor and on a card: no result tells of it.
 
 Found with `torch.profiler` (`profile_memory`) on torch 2.13: oneDNN sums products in 16 bits up in float32, in room of its own as
 large as the result (of one matrix of a batch); where the processor multiplies bfloat16 in hardware (AVX512-BF16), each thread
 has blocks of the sides and of the sums, of about 0.1 to 1 MB whatever the product's size. What works element by element, or sums,
-first copies what has another type. A graphics card's kernels do neither.
+first copies what has another type. A graphics card's kernels do neither; flash attention's backward pass (`mha_varlen_bwd` in
+https://github.com/Dao-AILab/flash-attention/blob/main/csrc/flash_attn/flash_api.cpp, which torch has a copy of) sums up gradients
+of queries in float32, and those of keys and values for every head that asks.
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ import torch
 from torch import Tensor
 
 from modelwright.core import processor
-from modelwright.core.memory.kernels import block_bytes
+from modelwright.core.memory.kernels import block_bytes, flash_bytes
+from modelwright.nn import varlen
 
 aten = torch.ops.aten
 
@@ -64,3 +67,16 @@ WORKSPACES: dict[Any, Workspace] = {
     **dict.fromkeys(_BY_ELEMENT, _by_element),
     **dict.fromkeys(_SUMS, _sum),
 }
+
+
+def _flash_backward(args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> int:
+    _, query_THC, key_LKC, _, _, _, ask = args[:7]
+    (tokens, heads, width), kv_heads = query_THC.shape, key_LKC.shape[1]
+    return round(flash_bytes(tokens, len(ask) - 1, heads, width, len(key_LKC) if kv_heads < heads else 0))
+
+
+def card_workspaces() -> dict[Any, Workspace]:
+    """What `WORKSPACES` is for a processor, of a card."""
+    if varlen.kernel() is None:
+        return {}
+    return {torch.ops.torch_attn._varlen_attn_backward.default: _flash_backward}

@@ -18,7 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from modelwright.core.estimate import Facts
+from modelwright.core.estimate import Facts, Given
 from modelwright.core.events import Log
 from modelwright.core.stage import Run
 from modelwright.methods.architectures import shape_of
@@ -28,6 +28,7 @@ from modelwright.stages._train_run import Held, trainer_of, validator
 from modelwright.stages._train_spread import spread_out
 
 if TYPE_CHECKING:
+    from modelwright.nn.device import Card
     from modelwright.nn.fake import Routing
     from modelwright.nn.precision import Numbers
     from modelwright.nn.tally import Event, Peak, Tally
@@ -49,8 +50,17 @@ class Job(NamedTuple):
     products: str = "fp32"
     """In what type they run, as `Machine.products` says it; float8 is counted as bfloat16, which weights are cast to for it."""
     seed: int = 0
-    card: bool = False
-    """As a graphics card would be asked: without the room that a processor's kernels take for themselves."""
+    card: Card | None = None
+    """For which the processor's memory stands: with the kernels of cards, and the room that these take for themselves."""
+
+    @staticmethod
+    def of(stage: Training, config: Any, given: Given, data: Sequence[Facts] = ()) -> Job:
+        """As the machine that is given would run it."""
+        from modelwright.nn.device import Card
+
+        products, _ = given.machine.products(stage.precision)
+        card = Card(given.machine.flash) if given.machine.device != "cpu" else None
+        return Job(stage, config, data, products, given.seed, card)
 
     @property
     def how(self) -> Numbers:
@@ -79,8 +89,7 @@ def trace(name: str, known: Mapping[str, Known], told: Callable[[int], None] = _
     stage = cast("Training", step.stage.resolve(given))
     found = configured(name, known)
     data = [given.parents.get(mix.ref, Facts(type="records")) for mix in stage.data]
-    products, _ = given.machine.products(stage.precision)
-    done = traced(Job(stage, found.config, data, products, given.seed, given.machine.device != "cpu"), told)
+    done = traced(Job.of(stage, found.config, given, data), told)
     return done._replace(why=f"model {found.why}; {done.why}")
 
 
@@ -96,14 +105,16 @@ def traced(job: Job, told: Callable[[int], None] = _nothing) -> Traced:
 
 def counted(job: Job, routing: Routing, told: Callable[[int], None] = _nothing) -> tuple[Tally, Made]:
     """With experts that are chosen so."""
+    from modelwright.nn.device import standing_for
     from modelwright.nn.fake import Fake
     from modelwright.nn.tally import Tally
+    from modelwright.nn.workspaces import WORKSPACES, card_workspaces
 
     with TemporaryDirectory() as folder:
         words, rows = prepared(job, Path(folder))
-        with Fake(routing):
+        with Fake(routing), standing_for(job.card):
             model = opened(job.stage, job.config, words, job.seed)
-            with Tally(told, rooms=not job.card) as tally:
+            with Tally(told, card_workspaces() if job.card else WORKSPACES) as tally:
                 steps(job, model, rows, Path(folder), tally)
     return tally, rows
 
@@ -130,6 +141,8 @@ def steps(job: Job, model: Any, rows: Made, folder: Path, tally: Tally | None = 
     sets = [Held("rows", rows.rows, list(range(len(rows.rows))), rows.attach)] if stage.validation else []
     validate = validator(stage, sets, job.how.dtype, run, spread)
     trainer.writer = no_files(folder)
+    if trainer.update.scaling is not None:
+        trainer.update.scaling.factor = 1.0  # what tensors without values say that gradients are
     threads = torch.get_num_threads()
     torch.set_num_threads(stage.threads or threads)  # each has memory of its own in some kernels
     try:

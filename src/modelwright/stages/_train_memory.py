@@ -96,6 +96,7 @@ def _training(load: Load, card: bool, machine: Machine) -> Training:
         step_in_backward=load.step_in_backward,
         ahead=load.added / load.shape.hidden**2,
         card=card,
+        flash=machine.flash,
         processor=processor.here(),
         threads=load.threads or max(1, machine.cores // load.parallel.processes),
         offload=load.offload if card else (),

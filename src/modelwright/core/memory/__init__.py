@@ -69,6 +69,8 @@ class Training(NamedTuple):
     """Heads that guess further ahead than the next token."""
     card: bool = False
     """It runs on a graphics card."""
+    flash: bool = False
+    """That has torch's flash attention."""
     processor: Processor = Processor()
     """That it runs on where it runs on no card."""
     threads: int = 1
@@ -87,11 +89,12 @@ class Training(NamedTuple):
     @property
     def how(self) -> How:
         """Which kernels run. Branches under a shared text have one of their own on cards alone."""
-        texts, found = self.work.texts, How(self.half, self.card, self.processor, self.threads)
-        if self.parallel.context > 1 or (any(text.before for text in texts) and not self.card):
+        found, branched = How(self.half, self.card, self.flash, self.processor, self.threads), self.work.branched
+        if self.parallel.context > 1 or (branched and not self.card):
             return found
-        heads, width = self.shape.kv_heads / self.parallel.tensor, head_width(self.shape)
-        return found._replace(attention=attention_of(found, width, heads, [(text.tokens, text.number) for text in texts]))
+        heads, kv_heads = (number / self.parallel.tensor for number in (self.shape.heads, self.shape.kv_heads))
+        texts = [(text.tokens, text.before, text.number) for text in self.work.texts]
+        return found._replace(attention=attention_of(found, head_width(self.shape), heads, kv_heads, texts))
 
 
 class Account(NamedTuple):
@@ -224,10 +227,12 @@ def _moments(training: Training) -> list[Moment]:
         found.append(Moment("gradients are summed over processes", 0.0, summed, formed=1.0))
     if training.swapped:
         copies = 4.0 * training.swapped * total(training.trained)
-        if not training.averaged:  # an optimizer's average is computed weight by weight, from the largest table on
+        held = copies + (_forward(training) if training.validated else 0.0)
+        if not training.averaged:  # an optimizer's average is computed weight by weight, from the table to the head
             largest = sorted((4.0 * weight.values for weight in training.trained), reverse=True)
-            copies = max(copies, sum(largest[:1]) * 2 + sum(largest[1:2]))
-        found.append(Moment("validation of the average", 0.0, copies + (_forward(training) if training.validated else 0.0)))
+            heads = 4.0 * total(weight for weight in training.trained if weight.place == "head")
+            held = max(held, copies + heads, sum(largest[:1]) * 2 + sum(largest[1:2]))
+        found.append(Moment("validation of the average", 0.0, held))
     return found
 
 

@@ -43,6 +43,8 @@ class How(NamedTuple):
     half: bool = False
     """Products in 16 bits."""
     card: bool = False
+    flash: bool = False
+    """The card has torch's flash attention, of products in 16 bits."""
     processor: Processor = Processor()
     threads: int = 1
     attention: Attention = ALONE
@@ -95,15 +97,29 @@ def block_bytes(rows: int, inner: int, turned: bool) -> int:
     return 2 * _COLUMNS * deep + 4 * _COLUMNS * high + 2 * high * deep * turned + _ALIGNED_BYTES
 
 
-def attention_of(how: How, width: int, heads: float, texts: Sequence[tuple[float, float]]) -> Attention:
-    """`texts`: (tokens, number) of the documents; `heads`: of keys. Flash attention is the kernel of cards."""
+def attention_of(how: How, width: int, heads: float, kv_heads: float, texts: Sequence[tuple[float, float, float]]) -> Attention:
+    """`texts`: (tokens, those of the text that it continues, number) of the documents. Flash attention is the kernel of cards."""
+    number = sum(count for _, _, count in texts)
     if how.card:
-        return Attention(how.half)
+        if not (how.half and how.flash):
+            return ALONE
+        tokens, looked_at = (sum(count * (own + far * before) for own, before, count in texts) for far in (0, 1))
+        return Attention(True, flash_bytes(tokens, number, heads, width, looked_at if kv_heads < heads else 0.0))
     if not (how.processor.dots if how.half else how.processor.wide) or width % LANES:
         return ALONE
-    number = sum(count for _, count in texts)
-    longest = max((tokens for tokens, _ in texts), default=0.0)
-    return Attention(True, min(how.threads, number * heads) * scratch_bytes(int(longest), width, how.half))
+    longest = max((tokens for tokens, _, _ in texts), default=0.0)
+    return Attention(True, min(how.threads, number * kv_heads) * scratch_bytes(int(longest), width, how.half))
+
+
+_FLASH_ROWS, _FLASH_LANES, _FLASH_WIDE = 128, 32, 192
+"""Of flash attention: rows of a block, and what a head's width is rounded up to a multiple of, where it is no wider than that."""
+
+
+def flash_bytes(tokens: float, texts: float, heads: float, width: int, looked_at: float) -> float:
+    """That flash attention's backward pass takes: gradients of queries in float32, a number for each row, and where heads share
+    keys and values, gradients of these for every head (`looked_at`: of so many tokens)."""
+    rounded = -(-width // _FLASH_LANES) * _FLASH_LANES if width <= _FLASH_WIDE else 256
+    return 4 * heads * (tokens + _FLASH_ROWS * texts) * (rounded + 1) + 2 * 2 * looked_at * heads * width
 
 
 def scratch_bytes(longest: int, width: int, half: bool) -> int:

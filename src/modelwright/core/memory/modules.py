@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 
 from modelwright.core.estimate import Shape
 from modelwright.core.memory.kernels import PLAIN, How
-from modelwright.core.memory.own import Sides, Work, mask_bytes
+from modelwright.core.memory.own import Sides, Work, looked_at, mask_bytes
 from modelwright.core.memory.weights import total, weights_of
 
 
@@ -45,7 +45,7 @@ class Trains(NamedTuple):
 def kept(shape: Shape, sides: Sides, work: Work, trains: Trains, windowed: bool, how: How = PLAIN) -> float:
     """What a layer keeps for its backward pass."""
     width, half, fused, together = sides.width, sides.size == 2.0, shape.both_ways, how.attention.together
-    of_token = 2 * 4.0 * width + _norms(shape, sides, trains) + _attention(shape, sides, trains, together)
+    of_token = 2 * 4.0 * width + _norms(shape, sides, trains) + _attention(shape, sides, trains, how.card or not together)
     if trains.attention:
         of_token += trains.inputs(width, 1 if fused else 3, half) + _attended(sides, trains, work, together)
     if shape.experts:
@@ -55,8 +55,7 @@ def kept(shape: Shape, sides: Sides, work: Work, trains: Trains, windowed: bool,
         if trains.mlp:
             of_token += trains.inputs(width, 1 if fused else 2, half) + _product(sides, trains)
     masks = 0.0 if together else sum(t.number * mask_bytes(shape, t, windowed, t.tokens, sides.size) for t in work.texts)
-    chains = sum(text.number * 2 * sides.size * sides.keys * (text.before + text.tokens) for text in work.texts if text.before)
-    return work.tokens * of_token + masks + chains
+    return work.tokens * of_token + masks + 2 * sides.size * looked_at(sides, work, how.card, together)
 
 
 def _norms(shape: Shape, sides: Sides, trains: Trains) -> float:
@@ -65,9 +64,10 @@ def _norms(shape: Shape, sides: Sides, trains: Trains) -> float:
     return gains + 4.0 * sides.width * (shape.norms - 2) + 4.0 * shape.norms
 
 
-def _attention(shape: Shape, sides: Sides, trains: Trains, together: bool) -> float:
-    found = sides.size * (2 * sides.queries + 2 * sides.keys) + 4 * sides.heads
-    if shape.both_ways and not together:  # one product gives all three, and is kept whole
+def _attention(shape: Shape, sides: Sides, trains: Trains, whole: bool) -> float:
+    """But for the keys and values that are looked at. `whole`: kernels take parts of a product as they lie in it."""
+    found = sides.size * 2 * sides.queries + 4 * sides.heads
+    if shape.both_ways and whole:  # one product gives all three
         found += sides.size * (sides.queries + sides.keys)
     if shape.qk_norm:
         found += (sides.queries + sides.keys) * (4.0 + (sides.size if trains.beside is None else 0.0))

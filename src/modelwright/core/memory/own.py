@@ -63,6 +63,11 @@ class Work(NamedTuple):
         return sum(text.number * text.targets for text in self.texts)
 
     @property
+    def branched(self) -> bool:
+        """Some texts continue others."""
+        return any(text.before for text in self.texts)
+
+    @property
     def few(self) -> bool:
         """The last layer runs for the wanted positions alone."""
         return 0 < self.wanted < MOST_WANTED * self.tokens
@@ -117,6 +122,15 @@ def mask_bytes(shape: Shape, texts: Texts, windowed: bool, asked: float, size: f
     return asked * seen * size
 
 
+def looked_at(sides: Sides, work: Work, card: bool, together: bool) -> float:
+    """Values of keys, or of values, that attention keeps: those of a text's own chain where it continues another, and where a
+    card's kernel for one text runs, a copy for every head that asks (`nn/attention.py`)."""
+    chains = sum(text.number * (text.before + text.tokens) for text in work.texts)
+    if card and (together or sides.queries > sides.keys):
+        return chains * (sides.keys if together else sides.queries)
+    return sides.keys * (work.tokens + sum(text.number * (text.before + text.tokens) for text in work.texts if text.before))
+
+
 def turns(shape: Shape, sides: Sides, work: Work, size: float, how: How = PLAIN) -> float:
     """What all layers share: cosines and sines of the positions, and who sees whom where attention is told so."""
     kinds = 2 if 0 < shape.windowed_layers < shape.layers and (shape.norms > 2 or shape.both_ways) else 1
@@ -134,7 +148,7 @@ def kept(shape: Shape, sides: Sides, work: Work, few: bool, windowed: bool, how:
     if shape.qk_norm:
         before += size * (asked * sides.queries + tokens * sides.keys)
         before += 4 * (asked + tokens * sides.keys / sides.queries) * sides.heads
-    before += size * (asked * sides.queries + 2 * tokens * sides.keys) + 4 * asked * sides.heads
+    before += size * (asked * sides.queries + 2 * looked_at(sides, work, how.card, together)) + 4 * asked * sides.heads
     before += size * asked * sides.queries
     pieces = 0.0
     for texts in work.texts:
@@ -142,8 +156,6 @@ def kept(shape: Shape, sides: Sides, work: Work, few: bool, windowed: bool, how:
             pieces += texts.number
         if (not few or texts.wanted) and not together:
             before += texts.number * mask_bytes(shape, texts, windowed, texts.wanted if few else texts.tokens, size)
-            if texts.before:
-                before += texts.number * size * 2 * sides.keys * (texts.before + texts.tokens)
     after = 4 * asked * (sides.width + 1) + 2 * size * asked * sides.wide
     if pieces > 1 and not together:
         after += size * asked * sides.queries

@@ -45,7 +45,7 @@ class AdamW8bit(Optimizer):
 
     def step_bytes(self, weights: Sequence[Weight], card: bool) -> float:
         at_once = min(largest(weights), (65536 if card else 512) * 256)
-        return 5 * 4.0 * at_once
+        return 3 * 4.0 * at_once
 
     def make(self, named: Named) -> list[Any]:
         from modelwright.nn.optim.adamw8bit import AdamW8bit as Blockwise

@@ -71,10 +71,11 @@ class Muon(Optimizer):
         rest = [(name, parameter) for name, parameter in named if not is_hidden_matrix(name, parameter)]
         built: list[Any] = []
         if matrices:
+            from modelwright.nn.device import on_processor
             from modelwright.nn.optim.muon import Muon as OrthogonalMomentum
 
             groups = [{"params": matrices, "initial_lr": self.lr}]
-            dtype = torch.bfloat16 if matrices[0].is_cuda else torch.float32
+            dtype = torch.float32 if on_processor(matrices[0]) else torch.bfloat16
             built.append(OrthogonalMomentum(groups, self.lr, self.momentum, self.weight_decay, self.iterations, dtype))
         if rest:
             built.append(

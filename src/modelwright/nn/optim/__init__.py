@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from modelwright.nn.device import on_processor
+
 CPU_PIECE = 1 << 17
 """Values worked on at once on a processor: half a megabyte of each tensor."""
 
@@ -52,7 +54,7 @@ def fill(optimizer: torch.optim.Optimizer, stored: dict[str, Any], place: Callab
 def pieces(*tensors: Tensor) -> Iterator[list[Tensor]]:
     """The same part of each of these tensors of one shape, flat, part after part; elsewhere than on a processor, all at once."""
     first = tensors[0]
-    if first.device.type != "cpu" or not all(tensor.is_contiguous() for tensor in tensors):
+    if not on_processor(first) or not all(tensor.is_contiguous() for tensor in tensors):
         yield list(tensors)
         return
     flat = [tensor.view(-1) for tensor in tensors]

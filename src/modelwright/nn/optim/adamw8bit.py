@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from modelwright.nn.device import on_processor
 from modelwright.nn.optim import Weightwise, adam_direction
 
 BLOCK = 256
@@ -73,7 +74,7 @@ class AdamW8bit(Weightwise):
             state.update(step=0, **dict(zip(STATES, (*MEAN.empty(parameter), *ROOT.empty(parameter)), strict=True)))
         state["step"] += 1
         weight_KB, gradient_KB = parameter.view(-1, BLOCK), gradient.reshape(-1, BLOCK)
-        at_once = CPU_BLOCKS if parameter.device.type == "cpu" else DEVICE_BLOCKS
+        at_once = CPU_BLOCKS if on_processor(parameter) else DEVICE_BLOCKS
         for begin in range(0, len(weight_KB), at_once):
             part = slice(begin, begin + at_once)
             _step(weight_KB[part], gradient_KB[part].float(), [state[name][part] for name in STATES], state["step"], group)
