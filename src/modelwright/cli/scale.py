@@ -213,7 +213,7 @@ def _own(
     tables.append(("the law", _law_rows(fitted)))
     points = [Point(run.loss, fitted.law.loss(run.params, run.tokens)) for run in fitted.runs]
     points += [Point(one.run.loss, one.said.loss, (one.said.low, one.said.high)) for one in found]
-    tree["fit"] = {"law": fitted.law._asdict(), "runs": [run._asdict() for run in fitted.runs], "free": fitted.free}
+    tree["fit"] = {"law": fitted.law._asdict(), "runs": [run._asdict() for run in fitted.runs]}
     if found:
         tables.append(("predicted before they ran", [_judged_row(one) for one in found]))
         tree["judged"] = [{**one.said._asdict(), "measured": one.run.loss, "inside": one.inside} for one in found]
@@ -274,15 +274,8 @@ def _law_rows(fitted: Fitted) -> list[dict[str, str]]:
     names = {"irreducible": "E, nats", "params_power": "power of weights", "tokens_power": "power of tokens"}
     rows = []
     for name, said in names.items():
-        low, high = interval(sorted(getattr(law, name) for law in fitted.draws))
-        fixed = name != "irreducible" and fitted.free == 3
-        rows.append(
-            {
-                "": said,
-                "value": f"{getattr(fitted.law, name):.3f}",
-                "95 %": "published, too few runs to fit it" if fixed else f"{low:.3f} to {high:.3f}",
-            }
-        )
+        low, high = interval(sorted(getattr(drawn.law, name) for drawn in fitted.draws))
+        rows.append({"": said, "value": f"{getattr(fitted.law, name):.3f}", "95 %": f"{low:.3f} to {high:.3f}"})
     return rows
 
 
