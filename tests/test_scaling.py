@@ -71,28 +71,48 @@ def test_repeated_tokens_are_worth_less() -> None:
 
 def test_a_law_without_noise_is_found_again() -> None:
     fitted = fit(ladder())
-    assert fitted.free == 5
     for name in Law._fields[:-1]:
         assert getattr(fitted.law, name) == pytest.approx(getattr(TRUE, name), rel=0.03)
     said = fitted.predict(1e8, 1e9)
     assert said.loss == pytest.approx(TRUE.loss(1e8, 1e9), rel=1e-3)
 
 
-def test_intervals_hold_what_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+LAWS_OF_OTHERS = (
+    TRUE,
+    Law(2.5, 50.0, 200.0, 0.3, 0.3, "flat"),
+    Law(1.0, 200.0, 500.0, 0.5, 0.25, "steep in weights"),
+    Law(3.0, 5000.0, 3000.0, 0.7, 0.5, "steep in both"),
+)
+"""None has the powers that a fit begins with."""
+
+
+@pytest.mark.parametrize(("weights", "tokens"), [(4, 2), (3, 4), (2, 3)])
+def test_intervals_hold_what_comes(weights: int, tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of larger runs to come, 95 %; an earlier fit held half of those behind four sizes and two lengths."""
     monkeypatch.setattr(_scaling_fit, "DRAWS", DRAWS)
-    inside = 0
-    for seed in range(6):
-        said = fit(ladder(0.005, seed), seed).predict(6e7, 6e8)
-        inside += said.low <= TRUE.loss(6e7, 6e8) <= said.high
-        assert said.low < said.loss < said.high
-    assert inside >= 5
+    draw, inside = random.Random(0), []
+    for seed in range(40):
+        law = LAWS_OF_OTHERS[seed % 4]
+        sizes = [(3e5 * 2**n, 2e5 * 3**d) for n in range(weights) for d in range(tokens)]
+        fitted = fit([Run("", *size, law.loss(*size) * math.exp(draw.gauss(0, 0.01))) for size in sizes], seed)
+        for factor in (2, 5):
+            said = fitted.predict(factor * sizes[-1][0], factor * sizes[-1][1])
+            measured = law.loss(said.params, said.tokens) * math.exp(draw.gauss(0, 0.01))
+            inside.append(said.low <= measured <= said.high)
+            assert said.low < said.loss < said.high
+    assert sum(inside) / len(inside) >= 0.9
 
 
 def test_few_runs_borrow_the_published_powers() -> None:
-    runs = [run for run in ladder() if run.params in SIZES[::3] and run.tokens in LENGTHS[::2]]
-    fitted = fit(runs)
-    assert (fitted.free, fitted.law.params_power) == (3, pytest.approx(REFITTED.params_power))
-    assert "powers of" in fitted.law.source
+    runs = [run for run in ladder(0.01) if run.params in SIZES[::3] and run.tokens in LENGTHS[::2]]
+    law = fit(runs).law
+    assert law.params_power == pytest.approx(REFITTED.params_power, rel=0.5) and REFITTED.source in law.source
+
+
+def test_losses_that_do_not_fall_give_no_split() -> None:
+    law = fit([Run("", n, d, 2 + 5 * d**-0.3 + n / 1e8) for n in SIZES for d in LENGTHS]).law
+    with pytest.raises(UserError, match="does not fall with a run's size"):
+        best_split(law, 1e18)
 
 
 def test_what_cannot_be_told_is_refused() -> None:

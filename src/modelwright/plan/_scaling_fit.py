@@ -116,13 +116,6 @@ def fit(runs: Sequence[Run], seed: int = 0) -> Fitted:
     grid = _grid(values)
     best = grid.cells[int(np.argmax(grid.weights))]
     law = _law(best, f"fitted to {len(runs)} runs, its powers held near those of {REFITTED.source}")
-    for scale, what in ((law.params_scale, "size"), (law.tokens_scale, "length")):
-        if not scale:
-            raise UserError(
-                f"the loss of these runs does not fall with their {what}",
-                "they differ by chance more than by it",
-                "add runs that differ more, and leave out what went wrong",
-            )
     draw = np.random.default_rng(seed)
     return Fitted(law, runs, tuple(_drawn(grid, values, draw) for _ in range(DRAWS)))
 
@@ -198,7 +191,7 @@ def _powers(place: Any) -> tuple[float, float]:
 
 
 def _best(values: Any, powers: tuple[float, float]) -> _Cell:
-    """Least squares of relative losses, no number below 0 (Lawson and Hanson 1974, "Solving Least Squares Problems", chapter 23)."""
+    """Least squares of relative losses, no number below 0 (Lawson and Hanson 1974, "Solving Least Squares Problems")."""
     import numpy as np
     from scipy.optimize import nnls
 
@@ -222,7 +215,9 @@ def _drawn(grid: _Grid, values: Any, draw: Any) -> Drawn:
 
     number = len(values)
     cell = grid.cells[draw.choice(len(grid.cells), p=grid.weights)]
-    within = [power * math.exp(POWERS_SD * side * draw.uniform(-0.5, 0.5)) for power, side in zip(cell.powers, grid.side, strict=True)]
+    within = [
+        power * math.exp(POWERS_SD * side * draw.uniform(-0.5, 0.5)) for power, side in zip(cell.powers, grid.side, strict=True)
+    ]
     # the size of the error is as uncertain as few runs leave it
     wider = math.sqrt(number / max(draw.chisquare(number - 3), 1e-3))
     *others, own = wider * draw.choice(cell.residuals, number + 1) * draw.choice((-1.0, 1.0), number + 1)

@@ -69,6 +69,13 @@ def best_split(law: Law, flops: float, inference_tokens: float = 0.0) -> Split:
     """
     if flops <= 0 or inference_tokens < 0:
         raise UserError("a budget of operations is more than 0, and no fewer than 0 tokens are generated")
+    for scale, what in ((law.params_scale, "size"), (law.tokens_scale, "length")):
+        if not scale:
+            raise UserError(
+                f"no split of a budget is best: by this law the loss does not fall with a run's {what}",
+                f"the law is {law.source}: its runs differ by chance more than by their {what}",
+                "add runs that differ more, and leave out what went wrong",
+            )
 
     def left(params: float) -> float:
         """Training tokens that can be paid."""
