@@ -19,6 +19,7 @@ from modelwright.core.spec import fingerprint
 from modelwright.core.steps import prepare
 from modelwright.core.units import usd_text
 from modelwright.plan import devices, money
+from modelwright.plan._lint import Finding
 from modelwright.plan._whole_text import energy_text, interval_text
 from modelwright.plan.money import Cost
 
@@ -485,12 +486,16 @@ def test_the_page_is_escaped_and_has_no_scripts(made, tmp_path):
     from modelwright.cli._plan_page import write
 
     project = made("budget: {hours: 0.1}", steps=20000)
-    plan = project.plan("t4")._replace(machine="<script>alert(1)</script>")
+    pitfall = Finding(
+        "too-many-epochs", "warning", "base", "r.yaml:3 stages.base.steps", "rows of <i>x</i>", "because", "fewer", "a paper"
+    )
+    plan = project.plan("t4")._replace(machine="<script>alert(1)</script>", pitfalls=(pitfall,))
     write(plan, tmp_path / "p.html", "<b>recipe</b>")
     text = (tmp_path / "p.html").read_text()
     assert "<script" not in text and "&lt;script&gt;" in text and "<b>recipe" not in text
     assert "default-src 'none'" in text and "style=" not in text and text.count("<svg role") == 3
     assert "times as much" in text and "stages.base.steps=" in text
+    assert all(part in text for part in ("too-many-epochs", "r.yaml:3", "rows of &lt;i&gt;x", "because", "fewer", "a paper"))
 
 
 def test_planning_for_another_device_loads_no_torch(made):

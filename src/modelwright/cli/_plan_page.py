@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def write(plan: Plan, path: Path, recipe: str) -> None:
-    from modelwright.report.planned import Page, page
+    from modelwright.report.planned import Page, Pitfall, page
 
     total = plan.total
     facts = [("time", seconds_text(plan.seconds)), ("money", usd_text(total.usd))]
@@ -30,7 +30,8 @@ def write(plan: Plan, path: Path, recipe: str) -> None:
     notes += [f"no price is known of {name}" for name in plan.unknown]
     warnings = [str(one) for one in plan.over] + plan.misfits()
     lines = [_line(row) for row in plan.rows]
-    write_page(path, page(Page(recipe, plan.machine, facts, lines, notes, warnings, list(plan.proposals))))
+    pitfalls = [Pitfall(*(getattr(finding, name) for name in Pitfall._fields)) for finding in plan.pitfalls]
+    write_page(path, page(Page(recipe, plan.machine, facts, lines, notes, warnings, list(plan.proposals), pitfalls)))
 
 
 def _line(row: Planned) -> Line:

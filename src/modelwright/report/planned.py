@@ -36,6 +36,16 @@ class Line(NamedTuple):
     memory_why: str
 
 
+class Pitfall(NamedTuple):
+    rule: str
+    severity: str
+    where: str
+    what: str
+    why: str
+    mend: str
+    source: str
+
+
 class Page(NamedTuple):
     recipe: str
     machine: str
@@ -44,6 +54,7 @@ class Page(NamedTuple):
     notes: list[str]
     warnings: list[str]
     proposals: list[str]
+    pitfalls: list[Pitfall]
 
 
 def page(found: Page) -> str:
