@@ -170,6 +170,16 @@ def test_a_card_holds_the_training_and_the_host_the_rest() -> None:
     assert "offloaded" in {part.name for part in moved.parts}
 
 
+def test_each_process_opens_the_whole_model() -> None:
+    deep = {**SIZES["llama"], "depth": 400}
+    whole = 4 * ARCHITECTURES.load("llama")(**deep).shape(VOCAB).params  # type: ignore[attr-defined]
+    alone, divided = (
+        held("llama", given("llama", HERE, Parallel(shard=count)), model={"kind": "llama", **deep}, recompute="full")
+        for count in (1, 16)
+    )
+    assert divided == whole and alone > 4 * whole
+
+
 def account(parallel: Parallel, shape: Shape | None = None, **more: Any) -> dict[str, float]:
     shape = shape or Shape(layers=4, hidden=64, intermediate=128, heads=4, kv_heads=4, vocab=256)
     work = Work((Texts(64, 63, 63, number=2),), of_step=4)

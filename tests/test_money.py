@@ -486,9 +486,7 @@ def test_the_page_is_escaped_and_has_no_scripts(made, tmp_path):
     from modelwright.cli._plan_page import write
 
     project = made("budget: {hours: 0.1}", steps=20000)
-    pitfall = Finding(
-        "too-many-epochs", "warning", "base", "r.yaml:3 stages.base.steps", "rows of <i>x</i>", "because", "fewer", "a paper"
-    )
+    pitfall = Finding("too-many-epochs", "warning", "base", "r.yaml:3", "rows of <i>x</i>", "because", "fewer", "a paper")
     plan = project.plan("t4")._replace(machine="<script>alert(1)</script>", pitfalls=(pitfall,))
     write(plan, tmp_path / "p.html", "<b>recipe</b>")
     text = (tmp_path / "p.html").read_text()

@@ -62,10 +62,13 @@ def memory(load: Load, machine: Machine, tokens: float) -> Memory:
         beside.append(Part("reference", kept, "log-probabilities of the frozen start, one for each target of the data"))
     of_each = f" of each process ({load.parallel})" if load.parallel.processes > 1 else ""
     card = machine.device_memory_bytes > 0
-    account = training_account(_training(load, card, machine))
+    account, opening = training_account(_training(load, card, machine)), 4.0 * load.shape.params
     if not card:
+        if opening > account.bytes:
+            part = Part("opening", opening, "the whole model in float32, before the processes divide it")
+            account = Account("opening", (part,))
         return Memory(*_added(tuple(beside) + account.parts, f" at {account.moment};{of_each or ' of the process'}"))
-    beside.append(Part("opening", 4.0 * load.shape.params, "the model in float32, before it is on the card"))
+    beside.append(Part("opening", opening, "the model in float32, before it is on the card"))
     if load.offload:
         beside.append(Part("offloaded", _offloaded(load, account), f"{' and '.join(load.offload)}, which the card does not hold"))
     held, on_card = _added(tuple(beside), of_each), _added(account.parts, f" at {account.moment};{of_each or ' of the card'}")
