@@ -180,6 +180,16 @@ def test_each_process_opens_the_whole_model() -> None:
     assert divided == whole and alone > 4 * whole
 
 
+def test_a_card_that_weights_nearly_fill_computes_less_at_once() -> None:
+    large = {"kind": "llama", "depth": 24, "hidden": 1536, "heads": 12}
+    asked = stage("llama", model=large, length=512, batch_tokens=65536, micro_tokens=None)
+    small, middle, roomy = (
+        asked.resolve(given("llama", NEW._replace(device_memory_bytes=size * 1e9))).micro_tokens or 0
+        for size in (11.5, 13.0, 40.0)
+    )
+    assert 256 == small < middle < roomy < 65536
+
+
 def account(parallel: Parallel, shape: Shape | None = None, **more: Any) -> dict[str, float]:
     shape = shape or Shape(layers=4, hidden=64, intermediate=128, heads=4, kv_heads=4, vocab=256)
     work = Work((Texts(64, 63, 63, number=2),), of_step=4)

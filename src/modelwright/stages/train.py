@@ -13,7 +13,7 @@ from pydantic_core import PydanticCustomError
 
 from modelwright.core.errors import UserError
 from modelwright.core.estimate import Estimate, Facts, Given, Shape
-from modelwright.core.memory import ROOM_BYTES, micro_tokens, state_of_each
+from modelwright.core.memory import micro_tokens, state_of_each
 from modelwright.core.memory.weights import Weight, weights_of
 from modelwright.core.parallel import elsewhere
 from modelwright.core.spec import Runtime, Spec, kind_of
@@ -249,7 +249,7 @@ class Train(Stage):
             trained = self.trainable(shape)
             of_each = self.optimizer.state_bytes_per_param
             state = state_of_each(shape.params, trained, trained, of_each, given.parallel)
-            room = max(ROOM_BYTES, (machine.device_memory_bytes - state) / 2)
+            room = max(1.0, (machine.device_memory_bytes - state) / 2)
         return micro_tokens(shape, self.batch_tokens, half, self.own(shape), self._full, room)
 
     @property
