@@ -91,7 +91,7 @@ def _tensors(estimate: Estimate) -> int:
 
 
 def _off(tree: Tree) -> str:
-    return f"{100 * (tree['closed_form_bytes'] / tree['peak_bytes'] - 1):+.1f} %"
+    return f"{round(100 * (tree['closed_form_bytes'] / tree['peak_bytes'] - 1), 1) + 0.0:+.1f} %"  # -0.0 + 0.0 is 0.0
 
 
 def _line(tree: Tree) -> dict[str, str]:
