@@ -93,6 +93,7 @@ STATIC = {
         "base",
         ["stages.base.model.depth=4"],
     ),
+    "not-on-this-machine": (["stages.base.device=cuda"], "base", ["stages.base.device=cpu"]),
 }
 # rule -> (file whose rows fire it, stage, overrides in both cases)
 WITH_ROWS = {
@@ -191,6 +192,33 @@ def test_a_rule_fires_with_its_place_and_not_on_the_near_recipe(rule, folder):
     assert hits[0].where.startswith("recipe:") and f"stages.{stage}" in hits[0].where
     assert hits[0].what and hits[0].mend and hits[0].why
     assert not [one for one in found(loads(CLEAN, near), folder / "store") if one.rule == rule]
+
+
+T4 = Machine("T4", 4, 16e9, "cuda", 4e12, fp16_flops_per_s=2e13, device_memory_bytes=15e9)
+A100 = T4._replace(name="A100", bf16_flops_per_s=1e14)
+H100 = A100._replace(name="H100", fp8_flops_per_s=4e14)
+M2 = Machine("M2", 8, 16e9, "mps", 3e12, device_memory_bytes=16e9)
+EARLY = ["stages.base.step_in_backward=true", "stages.base.clip=0"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "lack", "have"),
+    [
+        (["stages.base.device=cuda"], [MACHINE, M2], [T4, A100]),
+        (["stages.base.device=mps"], [MACHINE, T4], [M2]),
+        (["stages.base.offload=[states]"], [MACHINE, M2], [T4]),
+        (["stages.base.precision=fp16"], [MACHINE], [T4, A100]),
+        (["stages.base.precision=fp8"], [MACHINE, T4, A100], [H100]),
+        (["stages.base.precision=bf16"], [MACHINE, T4], [A100, H100]),
+        ([*EARLY, "stages.base.precision=auto"], [T4], [MACHINE, A100]),
+    ],
+    ids=lambda one: " ".join(getattr(part, "name", part) for part in one),
+)
+def test_what_the_planned_machine_has_not_is_told_before(asked, lack, have, folder):
+    """Plans were made of trainings that a run refuses when the stages before them have run."""
+    for machine in [*lack, *have]:
+        fires = ("not-on-this-machine", "base") in names(found(loads(CLEAN, asked), folder / "store", machine=machine))
+        assert fires == (machine in lack), machine.name
 
 
 def odd(rule, folder):

@@ -1,4 +1,5 @@
-"""What a pitfall rule looks at, and what it says. The rules are in `_lint_recipe.py`, `_lint_settings.py` and `_lint_rows.py`."""
+"""What a pitfall rule looks at, and what it says. The rules are in `_lint_recipe.py`, `_lint_settings.py`,
+`_lint_device.py` and `_lint_rows.py`."""
 
 from __future__ import annotations
 

@@ -15,11 +15,11 @@ from modelwright.core.predict import known
 from modelwright.core.recipe import Loaded
 from modelwright.core.spec import kind_of
 from modelwright.core.steps import Step
-from modelwright.plan import _lint_recipe, _lint_settings
+from modelwright.plan import _lint_device, _lint_recipe, _lint_settings
 from modelwright.plan._lint import Finding, Look, Rule
 from modelwright.plan._lint_data import Data
 
-STATIC = _lint_recipe.RULES + _lint_settings.RULES
+STATIC = _lint_recipe.RULES + _lint_settings.RULES + _lint_device.RULES
 """Rules that need no data."""
 
 

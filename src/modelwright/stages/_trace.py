@@ -24,7 +24,7 @@ from modelwright.core.stage import Run
 from modelwright.methods.architectures import shape_of
 from modelwright.stages._trace_open import Known, configured, opened
 from modelwright.stages._trace_rows import Made, Words, made
-from modelwright.stages._train_run import Held, trainer_of, validator
+from modelwright.stages._train_run import Held, check_early, trainer_of, validator
 from modelwright.stages._train_spread import spread_out
 
 if TYPE_CHECKING:
@@ -89,7 +89,9 @@ def trace(name: str, known: Mapping[str, Known], told: Callable[[int], None] = _
     stage = cast("Training", step.stage.resolve(given))
     found = configured(name, known)
     data = [given.parents.get(mix.ref, Facts(type="records")) for mix in stage.data]
-    done = traced(Job.of(stage, found.config, given, data), told)
+    job = Job.of(stage, found.config, given, data)
+    check_early(stage, job.how)
+    done = traced(job, told)
     return done._replace(why=f"model {found.why}; {done.why}")
 
 

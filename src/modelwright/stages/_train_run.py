@@ -55,6 +55,16 @@ def objective_loss(objective: Objective) -> LossFn:
     return loss
 
 
+def check_early(stage: Training, how: Numbers) -> None:
+    """UserError where weights would be stepped before a gradient is known to be in range."""
+    if stage.step_in_backward and how.scaling:
+        raise UserError(
+            f"`step_in_backward` cannot be used with `precision: {stage.precision}` on this card",
+            "products run in float16, where a gradient is used only after all of it was found to be in range",
+            "set `precision: fp32`, or leave `step_in_backward` out",
+        )
+
+
 def _equipped(stage: Training, run: Run, ranks: Ranks | None) -> tuple[torch.device, Numbers]:
     """Where to train and in which numbers; the log says what was chosen and why."""
     from modelwright.nn import varlen
@@ -71,12 +81,7 @@ def _equipped(stage: Training, run: Run, ranks: Ranks | None) -> tuple[torch.dev
             f"it moves what a CUDA card holds to the processor's memory, and training is on {device.type}, which works in that",
             "leave `offload` out; `recompute: full` saves memory anywhere",
         )
-    if stage.step_in_backward and how.scaling:
-        raise UserError(
-            f"`step_in_backward` cannot be used with `precision: {stage.precision}` on this card",
-            "products run in float16, where a gradient is used only after all of it was found to be in range",
-            "set `precision: fp32`, or leave `step_in_backward` out",
-        )
+    check_early(stage, how)
     for said in (how.why, varlen.told(device, how.dtype)):
         if said:
             run.log.note(said)
