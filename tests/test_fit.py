@@ -218,6 +218,35 @@ def test_what_is_enough_names_each_field_once_and_no_more_than_is_needed():
         assert then is None or not then.fits, f"{left} was not needed"
 
 
+def test_which_memory_a_change_gives_is_told_where_both_are_short():
+    """States in 8 bits were told to leave 28.1 GB, of main memory, while the card still wanted 39.5 GB."""
+    big = SMALL.model_copy(update={"layers": 36, "hidden": 2560, "intermediate": 9728, "heads": 32, "kv_heads": 8})
+    tight = CARD._replace(memory_bytes=16e9)
+    found = fitting.fit(train(), given(tight, big), "chat")
+    assert {change.on_card for change in found.changes} == {True, False}, found.changes
+    lines = [line for line in fitting.lines_of(found) if line[0].isdigit()]
+    for change, line in zip(found.changes, lines, strict=True):
+        assert (" less on the card," if change.on_card else " less of main memory,") in line
+    now = fitting.tried(train(), given(tight, big))
+    for change in (change for change in found.changes if change.here):
+        values = [text.removeprefix("stages.chat.").partition("=") for text in change.sets]
+        then = fitting.attempt(now, {path: yaml.safe_load(value) for path, _, value in values}, _now_with(now, values))
+        assert then.alike(now.need).high_bytes == pytest.approx(change.takes_bytes) and now.need.what == change.memory
+        now = then
+    alone = fitting.fit(train(), given(Machine("here", 2, 1.9e9)), "chat")
+    assert not any("of main memory" in line for line in fitting.lines_of(alone)), "one memory needs no name"
+
+
+def _now_with(now, values):
+    """What is known with another start or more cards."""
+    typed = {path: value for path, _, value in values}
+    known = _with_start(now.given, typed["start"]) if "start" in typed else now.given
+    if (count := int(typed.get("runtime.parallel.shard", 1))) > 1:
+        machine = known.machine._replace(devices=count, memory_bytes=count * known.machine.memory_bytes)
+        known = known._replace(machine=machine, parallel=Parallel(shard=count))
+    return known
+
+
 def test_processes_share_the_memory_of_their_machine(tmp_path, monkeypatch):
     """Eight of 1 GB were taken to fit 2 GB, and the kernel killed them."""
     one, eight = (train().estimate(given(Machine("here", 8, 6e9))._replace(parallel=Parallel(data=n))) for n in (1, 8))

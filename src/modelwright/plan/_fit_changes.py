@@ -53,9 +53,8 @@ def changes(first: Tried, name: str, lengths: Lengths) -> tuple[tuple[Change, ..
         before, after = now.need.high_bytes, then.alike(now.need).high_bytes
         if before - after < LEAST_FRAC * now.need.has_bytes:
             continue
-        found.append(
-            Change(option.name, _sets(option, name), before - after, after, _slower(now, then) + option.costs, then.fits)
-        )
+        costs, memory = _slower(now, then) + option.costs, now.need.what
+        found.append(Change(option.name, _sets(option, name), before - after, after, costs, then.fits, memory=memory))
         taken.append(option)
         now = then
         if now.fits:
@@ -206,7 +205,8 @@ def four_bits(now: Tried) -> Change | None:
     then = now._replace(needs=four_bit_needs(now, shape))
     costs = "as good as LoRA beside 16 bits in the paper's tests (arXiv:2305.14314)"
     after = then.alike(now.need).high_bytes
-    return Change("QLoRA: the frozen weights in 4 bits", (), now.need.high_bytes - after, after, costs, then.fits, here=False)
+    gives, what = now.need.high_bytes - after, "QLoRA: the frozen weights in 4 bits"
+    return Change(what, (), gives, after, costs, then.fits, here=False, memory=now.need.what)
 
 
 # --- less data, a smaller model, more cards ---------------------------------------------------------

@@ -301,6 +301,12 @@ class Change(NamedTuple):
     """With it everything fits."""
     here: bool = True
     """False: not in this project yet, told for information; what comes after it goes without."""
+    memory: str = "memory"
+    """Of which it gives: what was scarcest before it."""
+
+    @property
+    def on_card(self) -> bool:
+        return "card" in self.memory
 
 
 class Fits(NamedTuple):
@@ -367,11 +373,13 @@ def lines_of(found: Fits) -> list[str]:
     if not found.changes:
         return [] if found.need.fits else ["nothing in this stage gives memory: a smaller model does, or a machine with more"]
     lines = ["what gives memory, cheapest first, each beside those before it:"]
+    both = len({change.on_card for change in found.changes} | {"card" in found.need.what}) > 1
     for number, change in enumerate(found.changes, 1):
         gives, takes = bytes_text(change.gives_bytes), bytes_text(change.takes_bytes)
+        where = (" on the card" if change.on_card else " of main memory") if both else ""
         ends = f"{takes}, which fits" if change.enough else takes
         here = "" if change.here else " (not here yet)"
-        lines.append(f"{number}. {change.name}{here}: {gives} less, at most {ends}; {change.costs}")
+        lines.append(f"{number}. {change.name}{here}: {gives} less{where}, at most {ends}; {change.costs}")
         if change.sets:
             lines.append(f"   {typed(change.sets)}")
     lines += [f"done already: {text}" for text in found.already]
