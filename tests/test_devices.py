@@ -228,6 +228,15 @@ def test_cards_are_planned_for_as_the_driver_names_them(tmp_path, monkeypatch):
     assert found.fp16_flops_per_s == 24e12 and found.device_memory_bytes == 15.8e9 and "measured" in found.source
 
 
+def test_products_in_float8_that_were_not_measured_are_those_of_the_table(tmp_path, monkeypatch):
+    monkeypatch.setattr(here, "_for_processors", lambda: False)
+    card(tmp_path, "0000:00:04.0", "NVIDIA H100 80GB HBM3")
+    told = {"name": "NVIDIA H100 80GB HBM3", "count": 1, "memory_bytes": 85e9, "fp32": 4e13, "bandwidth_bytes_per_s": 3e12}
+    machine = {"date": "2026-11-22", "fp32": 1e11, "bandwidth_bytes_per_s": 1e10, "disk_read_bytes_per_s": 1e9, "card": told}
+    rates.remember(here.here(), machine)
+    assert here.this_machine().fp8_flops_per_s == devices.named("h100").fp8_flops_per_s > 0
+
+
 def test_a_card_that_is_in_no_table_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(here, "_for_processors", lambda: False)
     card(tmp_path, "0000:01:00.0", "NVIDIA GeForce GT 1030")

@@ -74,6 +74,11 @@ def _measured(found: Machine, told: Mapping[str, Any]) -> Machine:
 
 def _with_cards(found: Machine, cards: list[str], told: Mapping[str, Any]) -> Machine:
     """The machine with its cards: their measured rates where they are the same cards, else those of the table of devices."""
+    from modelwright.plan.devices import machine, table
+
+    known = table()
+    name = row_of(cards[0], list(known))
+    card = machine(known[name], len(cards)) if name is not None else None
     if told and told["name"] == cards[0] and told["count"] == len(cards):
         share = CARD_FRAC * len(cards)
         return found._replace(
@@ -82,19 +87,15 @@ def _with_cards(found: Machine, cards: list[str], told: Mapping[str, Any]) -> Ma
             flops_per_s=told["fp32"] * share,
             bf16_flops_per_s=told.get("bf16", 0.0) * share,
             fp16_flops_per_s=told.get("fp16", 0.0) * share,
+            fp8_flops_per_s=card.fp8_flops_per_s if card is not None else 0.0,  # which is not measured
             devices=len(cards),
             device_memory_bytes=told["memory_bytes"],
             bandwidth_bytes_per_s=told["bandwidth_bytes_per_s"],
             power_w=told.get("power_w", 0.0) * len(cards),
             source=f"{found.source}; the card {CARD_FRAC:.0%} of it for training",
         )
-    from modelwright.plan.devices import machine, table
-
-    known = table()
-    name = row_of(cards[0], list(known))
-    if name is None:
+    if card is None:
         return found._replace(source=f"{found.source}; {cards[0]} is in no table of devices, so the processor is planned for")
-    card = machine(known[name], len(cards))
     return card._replace(
         cores=found.cores,
         memory_bytes=found.memory_bytes,
