@@ -221,6 +221,16 @@ def test_layouts_are_their_arithmetic() -> None:
     assert one - four == 4 * 4 * (4 * 3 * 64 * 32) * 3 / 4
 
 
+@pytest.mark.parametrize("beside", [{}, {"shard": 2}, {"data": 2}, {"data": 2, "shard": 2}], ids=str)
+@pytest.mark.parametrize("half", [False, True])
+def test_heads_and_columns_are_shared_beside_every_axis(beside: dict[str, int], half: bool) -> None:
+    """Also where weights are divided by value, and transformers' modules run."""
+    shape = Shape(layers=4, hidden=64, intermediate=4096, heads=4, kv_heads=4, vocab=256)
+    one, two, four = (account(Parallel(tensor=size, **beside), shape, half=half)["activations"] for size in (1, 2, 4))
+    assert one - two == pytest.approx(2 * (two - four), rel=0.01), "half of what is shared, and half of that"
+    assert two < 0.6 * one
+
+
 def test_an_owner_of_whole_weights_needs_room_for_them() -> None:
     shape = Shape(layers=4, hidden=64, intermediate=128, heads=4, kv_heads=4, vocab=50_000)
     work, table = Work((Texts(64, 63, 63, number=2),), of_step=4), 4.0 * 50_000 * 64

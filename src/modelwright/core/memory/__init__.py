@@ -278,11 +278,11 @@ def _own(training: Training) -> list[Moment]:
 
 def _modules(training: Training) -> list[Moment]:
     """Through transformers' modules."""
-    shape, work, half = training.shape, training.work, training.half
-    sides, row = Sides.of(shape, half), 4 * work.tokens * shape.hidden
+    shape, work, half, parts = training.shape, training.work, training.half, training.parallel.tensor
+    sides, row = Sides.of(shape, half, parts), 4 * work.tokens * shape.hidden
     places = {weight.place for weight in training.trained}
     trains = modules.Trains("attention" in places, bool(places & {"mlp", "experts"}), training.beside)
-    casts = (modules.casts(shape) + (2.0 * total(training.trained) if training.frozen else 0.0)) * half
+    casts = (modules.casts(shape) / parts + (2.0 * total(training.trained) if training.frozen else 0.0)) * half
     if shape.decoder_layers:
         both = modules.halves(shape, sides, work, trains, training.full)
         deeper = both.layers + both.always + (casts if not training.full else 0.0)
