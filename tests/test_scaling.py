@@ -127,8 +127,11 @@ def test_what_cannot_be_told_is_refused() -> None:
         fit([run._replace(params=1e6 + index) for index, run in enumerate(runs)])
     with pytest.raises(UserError, match="one length"):
         fit([run._replace(tokens=1e6 + index) for index, run in enumerate(runs)])
-    with pytest.raises(UserError, match="finite"):
-        fit([*runs, Run("bad", 1e6, 1e6, math.nan)])
+    for bad in ((1e6, 1e6, math.nan), (math.inf, 1e6, 3.0), (1e6, math.inf, 3.0), (1e-300, 1e6, 3.0), (1e6, 1e6, 1e300)):
+        with pytest.raises(UserError, match="run bad: weights, tokens and loss are numbers"):
+            fit([*runs, Run("bad", *bad)])
+    with pytest.raises(UserError, match="there are 2 among these 6"):
+        fit([*runs[:1], *runs[-1:]] * 3)
 
 
 def test_files_of_runs(tmp_path: Path) -> None:
@@ -137,15 +140,42 @@ def test_files_of_runs(tmp_path: Path) -> None:
     lines = tmp_path / "runs.jsonl"
     lines.write_text("".join(json.dumps(r._asdict()) + "\n" for r in ladder()))
     assert read_runs(rows) == read_runs(lines) == tuple(ladder())
-    rows.write_text("params,tokens,loss\n1e6,1e7,3.2\n1e6,many,3.1\n")
-    with pytest.raises(UserError, match="line 3"):
-        read_runs(rows)
-    lines.write_text("[1]\n")
-    with pytest.raises(UserError, match="line 1 is no object"):
-        read_runs(lines)
-    lines.write_text('{"params": 1\n')
-    with pytest.raises(UserError, match="line 1 is not JSON"):
-        read_runs(lines)
+    whole = tmp_path / "runs.json"
+    whole.write_text(json.dumps([r._asdict() for r in ladder()], indent=1))
+    assert read_runs(whole) == tuple(ladder())
+
+
+def test_files_of_runs_as_spreadsheets_and_people_write_them(tmp_path: Path) -> None:
+    rows, lines = tmp_path / "runs.csv", tmp_path / "runs.jsonl"
+    rows.write_text("Params; tokens ;Loss\n1M;2.5B;3.2\n", encoding="utf-8-sig")
+    assert read_runs(rows) == (Run("line 2", 1e6, 2.5e9, 3.2),)
+    lines.write_text('{"name": "a\u2028b", "params": 1, "tokens": 2, "loss": 3}\n', encoding="utf-8-sig")
+    assert read_runs(lines) == (Run("a\u2028b", 1.0, 2.0, 3.0),)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "words"),
+    [
+        ("r.csv", b"params,tokens,loss\n1e6,1e7,3.2\n1e6,many,3.1\n", "line 3.*tokens is 'many'"),
+        ("r.csv", b"params,loss\n1e6,3.2\n", "line 2.*no tokens"),
+        ("r.csv", b"params,tokens,loss\n1e6,3.2\n", "line 2.*2 cells"),
+        ("r.csv", b"name,params,tokens,loss\n\xe9,1e6,1e7,3\n", "line 2.*not UTF-8"),
+        ("r.csv", "params,tokens,loss\n1,1,1\n".encode("utf-16"), "line 1.*UTF-16"),
+        ("r.csv", b"params,tokens,loss\n" + b"1" * 200_000 + b",1,1\n", "line 2.*params"),
+        ("r.jsonl", b"[1]\n", "line 1.*a list"),
+        ("r.jsonl", b'{"params": 1\n', "line 1.*bad JSON"),
+        ("r.jsonl", b"[" * 100_000 + b"\n", "line 1.*nested too deeply"),
+        ("r.jsonl", b'{"params": 1' + b"0" * 400 + b', "tokens": 1, "loss": 2}\n', "line 1.*params"),
+        ("r.jsonl", b'{"params": 1' + b"0" * 5000 + b', "tokens": 1, "loss": 2}\n', "line 1.*bad JSON"),
+        ("r.jsonl", b'{"params": true, "tokens": 1, "loss": 2}\n', "line 1.*params is True"),
+        ("r.txt", b"1,2,3\n", "no reader for this kind of file"),
+    ],
+)
+def test_faults_in_files_of_runs_are_told_with_their_line(name: str, data: bytes, words: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(UserError, match=f"(?s){words}") as told:
+        read_runs(tmp_path / name)
+    assert "Error" not in str(told.value).removeprefix("UserError") and len(str(told.value)) < 500
 
 
 def finished(store: Path, run: Run, start: str | None = None) -> None:
@@ -263,6 +293,57 @@ def test_counts(text: str, value: float) -> None:
 def test_no_counts(text: str) -> None:
     with pytest.raises(ValueError, match="no count"):
         count_of(text)
+
+
+@pytest.mark.parametrize(
+    ("flops", "answers"), [(1e5, 0.0), (1e33, 0.0), (10.0, 0.0), (1e12, 4.99e8)], ids=["small", "large", "nothing", "answers"]
+)
+def test_a_best_size_at_the_end_of_what_is_looked_at_is_none(flops: float, answers: float) -> None:
+    """Of 100,000 operations, 1,000 weights were called the best, and 250 stood beside them with a smaller loss."""
+    with pytest.raises(UserError, match="no model between"):
+        best_split(REFITTED, flops, answers)
+
+
+def test_a_best_size_is_told_with_how_well_the_ladder_knows_it(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Where weights and tokens grow together, their parts in the loss are hardly told apart."""
+    spread = {}
+    for name, sizes in (("crossed", [(n, d) for n in SIZES for d in LENGTHS]), ("along", [(n, 20 * n) for n in (*SIZES, 1e8)])):
+        file = tmp_path / f"{name}.jsonl"
+        draw = random.Random(4)
+        runs = [Run("", n, d, TRUE.loss(n, d) * math.exp(draw.gauss(0, 0.003))) for n, d in sizes]
+        file.write_text("".join(json.dumps(run._asdict()) + "\n" for run in runs))
+        assert main(["scale", "--fit", str(file), "--flops", "1e16", "--json"]) == 0
+        tree = json.loads(capsys.readouterr().out)
+        low, high = tree["budget"]["params_between"]
+        assert low <= tree["budget"]["best"]["params"] <= high
+        spread[name] = high / low
+        for number in ("irreducible", "params_power", "tokens_power"):
+            assert tree["fit"]["between"][number][0] <= tree["fit"]["law"][number] <= tree["fit"]["between"][number][1]
+    assert spread["crossed"] < 3 and spread["along"] > 3 * spread["crossed"]
+    assert main(["scale", "--fit", str(file), "--flops", "1e16"]) == 0
+    assert "95 %" in capsys.readouterr().out.split("operations")[1]
+
+
+def test_no_word_of_any_size_beyond_the_ladder(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """The best size lay within, and those four times as large were told all the same, as was the loss of GPT-3."""
+    rows = tmp_path / "runs.csv"
+    rows.write_text("params,tokens,loss\n" + "".join(f"{r.params},{r.tokens},{r.loss}\n" for r in ladder()))
+    assert main(["scale", "--fit", str(rows), "--flops", "5e17"]) == 0
+    out = capsys.readouterr().out
+    assert "0.5 times the size" in out and "4 times the size" not in out
+    with pytest.raises(SystemExit):
+        main(["scale", "--fit", str(rows), "--known"])
+
+
+@pytest.mark.parametrize(
+    "losses",
+    [(1e-8, 1e8, 1e-5, 1e5, 1e-7, 1e7), (3.0,) * 6, (3.0, 3.1, 3.2, 3.3, 3.4, 3.5), (6.0, 5.0, 4.9, 80.0, 4.5, 4.0)],
+    ids=["wild", "equal", "rising", "one diverged"],
+)
+def test_any_losses_are_fitted_or_refused(losses: tuple[float, ...]) -> None:
+    runs = [Run("", n, d, loss) for (n, d), loss in zip(((n, d) for n in SIZES[:3] for d in LENGTHS[:2]), losses, strict=True)]
+    said = fit(runs).predict(3e7, 3e8)
+    assert 0 <= said.low <= said.high < math.inf and math.isfinite(said.loss)
 
 
 def test_a_budget_beyond_the_ladder_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -49,7 +49,13 @@ def options() -> argparse.ArgumentParser:
     )
     parse.add_argument("--law", choices=("refitted", "chinchilla"), help="the published law (refitted)")
     own = parse.add_argument_group("your own ladder")
-    own.add_argument("--fit", nargs="?", const="", metavar="FILE", help="fit the law to the store's runs, or a .csv or .jsonl")
+    own.add_argument(
+        "--fit",
+        nargs="?",
+        const="",
+        metavar="FILE",
+        help="fit the law to the store's runs, or to rows of a .csv, .jsonl or .json file",
+    )
     own.add_argument("--ladder", type=int, metavar="N", help="which of the store's ladders (1: the most runs)")
     own.add_argument("--params", type=_options.count, metavar="N", help="with --tokens: predict the loss of such a run")
     own.add_argument("--tokens", type=_options.count, metavar="N", help="tokens of that run")
@@ -73,9 +79,7 @@ def main(args: list[str]) -> int:
     if given.fit is not None:
         fitted, points = _own(given, tables, tree)
         law = fitted.law
-    budget = _budget(law, flops, how, given, tables, tree) if flops is not None else None
-    if fitted is not None and budget is not None:
-        fitted.check(tree["budget"]["best"]["params"], tree["budget"]["best"]["tokens"])
+    budget = _budget(law, fitted, flops, how, given, tables, tree) if flops is not None else None
     if given.known:
         _known(law, tables, tree)
     if given.json:
@@ -105,6 +109,8 @@ def _refuse_unread(parse: argparse.ArgumentParser, given: argparse.Namespace, fl
         parse.error("--ladder goes with --fit without a file")
     if given.fit is not None and given.law is not None:
         parse.error("--law is a published one, and --fit one of your own: give one")
+    if given.fit is not None and given.known:
+        parse.error("--known goes with a published law: those runs are far beyond a ladder of your own")
     if 0.0 in (given.unique_tokens, given.params, given.tokens):
         parse.error("--unique-tokens, --params and --tokens are more than 0")
 
@@ -171,6 +177,7 @@ def _row(law: Law, split: Split, unique: float | None, what: str) -> dict[str, s
 
 def _budget(
     law: Law,
+    fitted: Fitted | None,
     flops: float,
     how: str,
     given: argparse.Namespace,
@@ -181,19 +188,27 @@ def _budget(
     from modelwright.plan.scaling import best_split, given_size
     from modelwright.report.scaling import Budget
 
-    best = best_split(law, flops, given.inference_tokens or 0.0)
+    answers = given.inference_tokens or 0.0
+    best = best_split(law, flops, answers)
     rows, beside = [_row(law, best, given.unique_tokens, "best")], []
+    tree["budget"] = {"flops": flops, "by": how, "law": law._asdict(), "best": best._asdict()}
+    if fitted is not None:
+        fitted.check(best.params, best.tokens)
+        low, high = fitted.best_between(flops, answers)
+        rows[0]["weights"] += f" (95 %: {count_text(low)} to {count_text(high)})"
+        tree["budget"]["params_between"] = [low, high]
     sizes = [best.params * 2 ** (step / 4) for step in range(-16, 17)]
     for params in sizes:
         try:
-            beside.append(given_size(law, flops, params, given.inference_tokens or 0.0))
+            one = given_size(law, flops, params, answers)
         except UserError:
             break  # so large a model leaves nothing to train it with
+        if fitted is None or not fitted.far(one.params, one.tokens):
+            beside.append(one)
     for factor in OTHERS:
         if near := [one for one in beside if abs(one.params / best.params / factor - 1) < 0.01]:
             rows.append(_row(law, near[0], given.unique_tokens, f"{factor:g} times the size"))
     tables.append((f"{flops:.2e} operations{f', {how}' if how else ''}\nunder {law.source}", rows))
-    tree["budget"] = {"flops": flops, "by": how, "law": law._asdict(), "best": best._asdict()}
     said = f"{count_text(best.params)} weights, {count_text(best.tokens)} tokens"
     return Budget([one.params for one in beside], [one.loss for one in beside], (best.params, best.loss), said)
 
@@ -213,7 +228,8 @@ def _own(
     tables.append(("the law", _law_rows(fitted)))
     points = [Point(run.loss, fitted.law.loss(run.params, run.tokens)) for run in fitted.runs]
     points += [Point(one.run.loss, one.said.loss, (one.said.low, one.said.high)) for one in found]
-    tree["fit"] = {"law": fitted.law._asdict(), "runs": [run._asdict() for run in fitted.runs]}
+    between = {name: list(fitted.between(name)) for name in fitted.law._fields[:-1]}
+    tree["fit"] = {"law": fitted.law._asdict(), "between": between, "runs": [run._asdict() for run in fitted.runs]}
     if found:
         tables.append(("predicted before they ran", [_judged_row(one) for one in found]))
         tree["judged"] = [{**one.said._asdict(), "measured": one.run.loss, "inside": one.inside} for one in found]
@@ -269,12 +285,10 @@ def _fit_rows(fitted: Fitted) -> list[dict[str, str]]:
 
 
 def _law_rows(fitted: Fitted) -> list[dict[str, str]]:
-    from modelwright.plan._scaling_fit import interval
-
     names = {"irreducible": "E, nats", "params_power": "power of weights", "tokens_power": "power of tokens"}
     rows = []
     for name, said in names.items():
-        low, high = interval(sorted(getattr(drawn.law, name) for drawn in fitted.draws))
+        low, high = fitted.between(name)
         rows.append({"": said, "value": f"{getattr(fitted.law, name):.3f}", "95 %": f"{low:.3f} to {high:.3f}"})
     return rows
 

@@ -17,7 +17,7 @@ from itertools import product
 from typing import Any, NamedTuple
 
 from modelwright.core.errors import UserError, missing_extra
-from modelwright.plan.scaling import REFITTED, Law
+from modelwright.plan.scaling import REFITTED, Law, best_params
 
 LEAST_RUNS = 4
 """With fewer runs nothing is fitted."""
@@ -36,6 +36,8 @@ one does."""
 ROUNDS = 10
 LEAST_SQUARES = 1e-12
 """Of relative losses: below it is rounding."""
+LEAST, MOST, MOST_OFF = 1e-9, 1e30, 50.0
+"""Of sizes, tokens and losses, and of a logarithm of losses' ratio: beyond, powers of them overflow."""
 
 
 class Run(NamedTuple):
@@ -70,12 +72,15 @@ class Fitted(NamedTuple):
     runs: tuple[Run, ...]
     draws: tuple[Drawn, ...]
 
-    def check(self, params: float, tokens: float) -> None:
-        """UserError beyond what the ladder tells."""
-        far = _too_far("weights", params, [run.params for run in self.runs]) or _too_far(
+    def far(self, params: float, tokens: float) -> str:
+        """What is beyond the ladder, in words; '' where nothing is."""
+        return _too_far("weights", params, [run.params for run in self.runs]) or _too_far(
             "tokens", tokens, [run.tokens for run in self.runs]
         )
-        if far:
+
+    def check(self, params: float, tokens: float) -> None:
+        """UserError beyond what the ladder tells."""
+        if far := self.far(params, tokens):
             raise UserError(
                 f"the ladder says nothing of {far}",
                 f"a law fitted to small runs is trusted to {BEYOND:g} times their largest, and not below their smallest by more",
@@ -87,6 +92,14 @@ class Fitted(NamedTuple):
         self.check(params, tokens)
         found = sorted(drawn.law.loss(params, tokens) * math.exp(drawn.noise) for drawn in self.draws)
         return Prediction(params, tokens, self.law.loss(params, tokens), *interval(found))
+
+    def between(self, name: str) -> tuple[float, float]:
+        """What 95 % of the laws that might be have for one of the law's numbers."""
+        return interval(sorted(getattr(drawn.law, name) for drawn in self.draws))
+
+    def best_between(self, flops: float, inference_tokens: float = 0.0) -> tuple[float, float]:
+        """What 95 % of the laws that might be call the best size."""
+        return interval(sorted(best_params(drawn.law, flops, inference_tokens) for drawn in self.draws))
 
 
 def interval(found: Sequence[float]) -> tuple[float, float]:
@@ -122,11 +135,16 @@ def fit(runs: Sequence[Run], seed: int = 0) -> Fitted:
 
 def _check(runs: Sequence[Run]) -> None:
     for run in runs:
-        if not (run.params > 0 and run.tokens > 0 and 0 < run.loss < math.inf):
-            raise UserError(f"run {run.name}: weights, tokens and loss are finite and more than 0")
-    if len({(run.params, run.tokens) for run in runs}) < LEAST_RUNS:
+        if not all(LEAST <= value <= MOST for value in run[1:]):
+            raise UserError(
+                f"run {run.name}: weights, tokens and loss are numbers from {LEAST:g} to {MOST:g}",
+                f"it has {run.params:g}, {run.tokens:g} and {run.loss:g}",
+                "mend it or leave it out",
+            )
+    if (differing := len({(run.params, run.tokens) for run in runs})) < LEAST_RUNS:
         raise UserError(
-            f"a law needs at least {LEAST_RUNS} runs of different size or length, and there are {len(runs)}",
+            f"a law needs at least {LEAST_RUNS} runs of different size or length, and there are {differing}"
+            + (f" among these {len(runs)}" if len(runs) > differing else ""),
             "three numbers are fitted at the least",
             "train some more small models: sizes and tokens each at least doubled once",
         )
@@ -220,7 +238,8 @@ def _drawn(grid: _Grid, values: Any, draw: Any) -> Drawn:
     ]
     # the size of the error is as uncertain as few runs leave it
     wider = math.sqrt(number / max(draw.chisquare(number - 3), 1e-3))
-    *others, own = wider * draw.choice(cell.residuals, number + 1) * draw.choice((-1.0, 1.0), number + 1)
+    off = wider * draw.choice(cell.residuals, number + 1) * draw.choice((-1.0, 1.0), number + 1)
+    *others, own = np.clip(off, -MOST_OFF, MOST_OFF)
     again = values.copy()
     again[:, 2] = _terms(values, cell.powers) @ cell.scales * np.exp(others)
     return Drawn(_law(_best(again, (within[0], within[1])), ""), float(own))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -12,6 +10,8 @@ from typing import Any, NamedTuple
 from modelwright.core.errors import UserError
 from modelwright.core.events import read_events
 from modelwright.core.store import Artifact, Store
+from modelwright.core.units import count_of
+from modelwright.methods.sources import _open, _rows
 from modelwright.plan._scaling_fit import Prediction, Run
 
 SAME = 0.01
@@ -70,34 +70,35 @@ def _run(artifact: Artifact) -> tuple[Run | None, str]:
 
 
 def read_runs(path: Path) -> tuple[Run, ...]:
-    """Rows `name,params,tokens,loss` of a .csv file, or the same keys in .jsonl; UserError with the line of a fault."""
+    """Rows with `params`, `tokens` and `loss`, and `name` where they have one; UserError with the line of a fault."""
     if not path.is_file():
-        raise UserError(f"there is no file {path}", fix="give a .csv or .jsonl file with params, tokens and loss")
-    text = path.read_text(encoding="utf-8")
-    runs = []
-    for line, row in _rows(path, text):
+        raise UserError(f"there is no file {path}", fix="give a .csv, .jsonl or .json file with params, tokens and loss")
+    return tuple(_run_of(path, line, value) for line, value in _rows.objects(path))
+
+
+def _run_of(path: Path, line: int, value: Mapping[str, Any] | _open.Bad) -> Run:
+    if isinstance(value, _open.Bad):
+        raise UserError(f"{path} line {line}: {value.reason}", value.detail, "mend the line")
+    row = {name.strip().lower(): cell for name, cell in value.items()}
+    numbers = []
+    for name in ("params", "tokens", "loss"):
+        if name not in row:
+            raise UserError(f"{path} line {line}: no {name}", f"it has {', '.join(row)}", "params, tokens and loss are needed")
+        if (number := _number(row[name])) is None:
+            raise UserError(f"{path} line {line}: {name} is {row[name]!r:.40}", "a number is needed", "as 30000000, 3e7 or 30M")
+        numbers.append(number)
+    return Run(str(row.get("name") or f"line {line}"), *numbers)
+
+
+def _number(cell: Any) -> float | None:
+    """Of JSON, or as programs and people write it; None where it is none, or too large."""
+    for read in (float, count_of):
         try:
-            runs.append(Run(str(row.get("name") or f"line {line}"), *(float(row[name]) for name in ("params", "tokens", "loss"))))
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(
-                f"{path} line {line}: params, tokens and loss are needed, as numbers", repr(error), "mend the line"
-            ) from None
-    return tuple(runs)
-
-
-def _rows(path: Path, text: str) -> Iterable[tuple[int, Mapping[str, Any]]]:
-    if path.suffix == ".csv":
-        yield from enumerate(csv.DictReader(text.splitlines()), 2)
-        return
-    for number, line in enumerate(text.splitlines(), 1):
-        if line.strip():
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(f"{path} line {number} is not JSON", str(error), "one object a line, or a .csv file") from None
-            if not isinstance(row, dict):
-                raise UserError(f"{path} line {number} is no object", fix='{"params": 1e6, "tokens": 1e8, "loss": 4}')
-            yield number, row
+            number = read(cell)
+        except (AttributeError, TypeError, ValueError, OverflowError):
+            continue
+        return number if math.isfinite(number) and not isinstance(cell, bool) else None
+    return None
 
 
 def judged(kept: Iterable[Mapping[str, Any]], ladder: Ladder) -> list[Judged]:

@@ -15,12 +15,15 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from modelwright.core.errors import UserError
+from modelwright.core.units import count_text
 
 REPEATS_WORTH = 15.39
 """However often the same tokens are seen again, they are never worth more fresh copies than this, R_D* of arXiv:2305.16264,
 section 6."""
 SMALLEST, LARGEST = 1e3, 1e14
 """Weights between which a best size is looked for."""
+AT_END = 1.01
+"""A best size so near to one of them lies beyond."""
 
 
 class Law(NamedTuple):
@@ -73,33 +76,46 @@ def best_split(law: Law, flops: float, inference_tokens: float = 0.0) -> Split:
         if not scale:
             raise UserError(
                 f"no split of a budget is best: by this law the loss does not fall with a run's {what}",
-                f"the law is {law.source}: its runs differ by chance more than by their {what}",
-                "add runs that differ more, and leave out what went wrong",
+                f"the law is {law.source}: its losses are told as well without the {what} of runs",
+                f"add runs that differ in {what} alone, and leave out what went wrong",
             )
-
-    def left(params: float) -> float:
-        """Training tokens that can be paid."""
-        return flops / (6 * params) - inference_tokens / 3
-
-    def loss(log_params: float) -> float:
-        params = math.exp(log_params)
-        return law.loss(params, left(params)) if left(params) > 0 else math.inf
-
-    most = flops / max(2 * inference_tokens, 1e-9)  # a model so large is only used, never trained
-    params = math.exp(_lowest(loss, math.log(SMALLEST), math.log(min(LARGEST, most))))
-    tokens = left(params)
-    if not tokens > 1:
+    if inference_tokens and flops / (2 * inference_tokens) <= SMALLEST:
         raise UserError(
             f"{flops:.3g} operations do not pay for {inference_tokens:.3g} tokens of answers",
             f"the smallest model looked at has {SMALLEST:.0f} weights, and each token takes two operations a weight",
             "ask for fewer `--inference-tokens`, or a larger budget",
         )
+    params = best_params(law, flops, inference_tokens)
+    tokens = _left(flops, params, inference_tokens)
+    if not (SMALLEST * AT_END < params < LARGEST / AT_END and tokens > 1):
+        raise UserError(
+            f"no model between {count_text(SMALLEST)} and {count_text(LARGEST)} weights is the best for {flops:.3g} operations",
+            "by the law the best one is smaller or larger still, and no run was ever held against it there",
+            "another budget" + (", or fewer `--inference-tokens`" if inference_tokens else ""),
+        )
     return Split(params, tokens, law.loss(params, tokens), 6 * params * tokens, 2 * params * inference_tokens)
+
+
+def best_params(law: Law, flops: float, inference_tokens: float = 0.0) -> float:
+    """Weights of the best size among those that are looked at: the first or last one where the loss falls on beyond it."""
+
+    def loss(log_params: float) -> float:
+        params = math.exp(log_params)
+        tokens = _left(flops, params, inference_tokens)
+        return law.loss(params, tokens) if tokens > 0 else math.inf
+
+    most = flops / max(2 * inference_tokens, 1e-9)  # a model so large is only used, never trained
+    return math.exp(_lowest(loss, math.log(SMALLEST), math.log(min(LARGEST, most))))
+
+
+def _left(flops: float, params: float, inference_tokens: float) -> float:
+    """Training tokens that can be paid."""
+    return flops / (6 * params) - inference_tokens / 3
 
 
 def given_size(law: Law, flops: float, params: float, inference_tokens: float = 0.0) -> Split:
     """The same where the size is decided: over-trained or under-trained."""
-    tokens = flops / (6 * params) - inference_tokens / 3
+    tokens = _left(flops, params, inference_tokens)
     if tokens <= 0:
         raise UserError(f"{flops:.3g} operations leave nothing to train a model of {params:.3g} weights with")
     return Split(params, tokens, law.loss(params, tokens), 6 * params * tokens, 2 * params * inference_tokens)
