@@ -1,6 +1,7 @@
 """What the advisor sees in the user's data and words, what it asks, the command and its page."""
 
 import json
+import random
 
 import pytest
 import yaml
@@ -11,7 +12,8 @@ from modelwright.plan._advise_fit import choose
 from modelwright.plan._advise_words import told
 from modelwright.plan.advise import Known, Situation, advise
 from modelwright.plan.models import of_params
-from tests.advise_kit import FILES, T4, rows_in
+from tests.advise_kit import FILES, T4, named, rows_in
+from tests.train_kit import sentence
 
 
 @pytest.fixture
@@ -37,6 +39,42 @@ def test_data_becomes_facts_with_evidence(folder):
         choose(Situation(rows=1e5, row_tokens=tokens, shape=of_params("135M").shape), T4, "sft") for tokens in (30, 900)
     )
     assert found.fields["row_tokens"] < 100 and short.seconds < long.seconds / 5
+
+
+@pytest.mark.parametrize("device", ["t4", "rtx-4090", "a100-40"])
+@pytest.mark.parametrize("words", [20, 300, 1200])
+@pytest.mark.parametrize("sort", ["rows", "pairs", "labels", "near", "texts"])
+def test_what_is_advised_fits_where_it_is_advised_for(sort, words, device, tmp_path):
+    """It was reckoned with rows of 1,024 tokens, whatever the recipe said: DPO on rows of 2,048 did not fit its own T4."""
+    import modelwright as mw
+    from modelwright.plan._advise_seen import seen
+    from modelwright.plan.probe import probe
+
+    rng, path = random.Random(0), tmp_path / f"{sort}.jsonl"
+    rows = []
+    for number in range(100):
+        one, other, asked = sentence(rng, words), sentence(rng, words), sentence(rng, 9)
+        chat = {"messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": one}]}
+        kinds = {
+            "rows": chat,
+            "pairs": {"prompt": asked, "chosen": one, "rejected": other},
+            "labels": {"text": one, "label": number % 2},
+            "near": {"text": asked, "positive": one},
+            "texts": {"text": one},
+        }
+        rows.append(kinds[sort])
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = seen([(path, probe([path]))], tmp_path)
+    fields = found.fields | {"texts": {"goal": "domain", "text_tokens": 2e8}, "near": {"near": 5e3}}.get(sort, {})
+    answer = advise(Known(Situation(**fields), found.origins), named(device), files=found.files)
+    assert answer.recipe, answer.no_recipe
+    (tmp_path / "r.yaml").write_text(answer.recipe)
+    plan = mw.load(tmp_path / "r.yaml", store=tmp_path / "store").plan(device)
+    assert not plan.misfits()
+    assert answer.chosen is not None
+    trained = [row for row in plan.rows if row.kind == "train"]
+    short = answer.chosen.room.ways["lora" if "kind: lora" in answer.recipe else "full"]
+    assert trained and short[0], short
 
 
 @pytest.mark.parametrize(("name", "kind"), [("labels", "texts"), ("spans", "words")])

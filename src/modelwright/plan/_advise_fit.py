@@ -11,8 +11,9 @@ from modelwright.core.stage import STAGES, Stage
 from modelwright.core.units import bytes_text, count_text, seconds_text, usd_text
 from modelwright.plan import fit
 from modelwright.plan._advise_facts import Start, data, method
-from modelwright.plan._advise_recipe import batch_tokens, passes
+from modelwright.plan._advise_recipe import FEW_TESTS, batch_tokens, passes, row_length
 from modelwright.plan._advise_tree import HEADS, Room, Situation
+from modelwright.plan._fit_asked import fewer_answers
 from modelwright.plan.models import named
 
 NF4_BYTES = 4.127 / 8
@@ -27,7 +28,7 @@ PLACES = {"laptop": (16e9, 51.2e9), "phone": (8e9, 51.2e9), "gpu": (24e9, 300e9)
 """Memory and bandwidth where the model is to run and nobody says more: two channels of DDR4-3200, or 64 bits of LPDDR5-6400, are
 51.2 GB/s; a card as an L4."""
 LENGTH = 1024
-"""Tokens of the longest row, and of what is computed at once: what fits so fits, and more at once is only faster."""
+"""Tokens of the longest row where nobody knows it. No more than that is computed at once: more is only faster."""
 ROW_TOKENS = 300
 """Of a row whose length is not known: a question and an answer of a paragraph."""
 DAY_HOURS = 24.0
@@ -56,17 +57,18 @@ class Chosen(NamedTuple):
     """What `seconds` are of, in words; '' where nothing is trained."""
 
 
-def stage(objective: str, way: str, machine: Machine, new: bool = False, micro: int | None = LENGTH) -> Stage:
-    """A training as the recipe would have it. `micro`: tokens computed at once; None: as many as it takes by itself."""
+def stage(objective: str, way: str, machine: Machine, s: Situation, new: bool = False, alone: bool = False) -> Stage:
+    """A training as the recipe would have it. `alone`: it takes as many tokens at once as it likes, else those of a row."""
+    length = row_length(objective, s.length or LENGTH)
     tree: dict[str, Any] = {
         "kind": "train",
         "start": START,
         "data": DATA,
         "objective": objective,
         "epochs": passes(objective, new),
-        "length": LENGTH,
-        "batch_tokens": batch_tokens(objective, LENGTH),
-        "micro_tokens": micro,
+        "length": length,
+        "batch_tokens": batch_tokens(objective, length),
+        "micro_tokens": None if alone else length,
         "precision": precision(machine),
     }
     if way == "lora":
@@ -91,7 +93,7 @@ def reckoned(name: str, shape: Shape, s: Situation, machine: Machine, objective:
     """What of this model fits, and what its training takes in this way (of all weights, where no adapter can be)."""
     given = _given(s, shape, machine, objective)
     heads = objective in HEADS
-    tried = {one: fit.tried(stage(objective, "full" if heads else one, machine, new), given) for one in ("full", "lora")}
+    tried = {one: fit.tried(stage(objective, "full" if heads else one, machine, s, new), given) for one in ("full", "lora")}
     found = {one: _fits(one, trial.need) for one, trial in tried.items()}
     lora = tried["lora"].need
     saved = (4 - NF4_BYTES) * shape.params / machine.devices
@@ -108,18 +110,31 @@ def reckoned(name: str, shape: Shape, s: Situation, machine: Machine, objective:
 
 def tight(shape: Shape, s: Situation, machine: Machine, objective: str, way: str) -> bool:
     """It fits with as few tokens at once as are reckoned with here, and may not with as many as it takes by itself."""
-    given = _given(s, shape, machine, objective)
-    least, alone = (fit.tried(stage(objective, way, machine, micro=micro), given) for micro in (LENGTH, None))
-    return least.fits and not alone.fits
+    least, alone = (stage(objective, way, machine, s, alone=by_itself) for by_itself in (False, True))
+    longest, usual = (_given(s, shape, machine, objective, usual=known) for known in (False, True))
+    return fit.tried(least, longest).fits and not all(fit.tried(alone, given).fits for given in (longest, usual))
+
+
+def at_once(asked: Mapping[str, Any], shape: Shape, s: Situation, machine: Machine) -> dict[str, Any]:
+    """What an evaluation's engine is told where so many answers as it takes by itself do not fit; {} where they do."""
+    rows = Facts(type="records", rows=FEW_TESTS, tokens=float(FEW_TESTS * (s.length or LENGTH)))
+    given = Given(machine, {START: Facts(type="model", shape=shape, head="causal"), DATA: rows})
+    now = fit.tried(cast("Stage", STAGES.build({**asked, "model": START, "data": DATA})), given)
+    option = None if now.fits else fewer_answers(now, {})
+    values = option.values if option is not None else {}
+    return {path.removeprefix("engine."): value for path, value in values.items()}
 
 
 def changes(s: Situation, shape: Shape, machine: Machine) -> tuple[fit.Change, ...]:
     """What would make SFT with LoRA fit, cheapest first, as `modelwright fit` has it."""
-    return fit.fit(stage("sft", "lora", machine), _given(s, shape, machine, "sft"), "answers").changes
+    return fit.fit(stage("sft", "lora", machine, s), _given(s, shape, machine, "sft"), "answers").changes
 
 
-def _given(s: Situation, shape: Shape, machine: Machine, objective: str) -> Given:
-    facts = {START: Facts(type="model", shape=shape), DATA: Facts(type="records", tokens=_tokens(s, objective), rows=1000)}
+def _given(s: Situation, shape: Shape, machine: Machine, objective: str, usual: bool = False) -> Given:
+    """`usual`: rows are as long as they are on average, else as long as they may be."""
+    tokens = _tokens(s, objective)
+    rows = tokens / s.row_tokens if usual and s.row_tokens else None
+    facts = {START: Facts(type="model", shape=shape), DATA: Facts(type="records", tokens=tokens, rows=rows)}
     return Given(machine, facts, parallel=Parallel(shard=machine.devices))
 
 

@@ -24,6 +24,8 @@ HEAD_EPOCHS = 2
 """Of classifiers: 2 to 4 (Devlin et al. 2018, arXiv:1810.04805, appendix A.3)."""
 SCRATCH_EPOCHS = 4
 """Passes over text that are nearly as good as new text (Muennighoff et al. 2023, arXiv:2305.16264)."""
+TEXT_LENGTH = 1024
+"""Tokens of a piece of text."""
 FEW_TESTS = 400
 """Rows that are held out to measure on: a share is then known to five points (half of the 95 % interval at one half)."""
 
@@ -81,6 +83,8 @@ class Wanted(NamedTuple):
     hours: float | None
     tight: frozenset[str]
     """Objectives whose training fits with few tokens at once alone."""
+    engine: dict[str, Any]
+    """What asks a model in evaluations; {}: as they do by themselves."""
     why: dict[str, str]
     """Stage or method -> why it is there."""
     head: tuple[str, ...]
@@ -210,7 +214,7 @@ def _train(wanted: Wanted, objective: str, data: str, start: str, files: Files) 
         tree["schedule"] = {"kind": "cosine", "warmup": 20}
     else:
         tree |= {"optimizer": "muon", "schedule": "wsd"}
-    length = 1024 if objective == "next_token" else files.length
+    length = row_length(objective, files.length)
     tree |= {"length": length, "batch_tokens": batch_tokens(objective, length)}
     if objective in wanted.tight:
         tree["micro_tokens"] = length
@@ -218,6 +222,11 @@ def _train(wanted: Wanted, objective: str, data: str, start: str, files: Files) 
     if wanted.precision != "fp32":
         tree["precision"] = wanted.precision
     return tree
+
+
+def row_length(objective: str, longest: int) -> int:
+    """Tokens of a training's rows, where nearly all of the data have at most `longest`; texts are cut to pieces."""
+    return TEXT_LENGTH if objective == "next_token" else longest
 
 
 def batch_tokens(objective: str, length: int) -> int:
@@ -250,11 +259,13 @@ def rate(shape: Shape | None, objective: str, adapter: bool) -> float:
 
 
 def _score(wanted: Wanted, model: str, against: str | None = None) -> dict[str, Any]:
+    tree = {"kind": "evaluate", "model": model, "data": "rows:test", "tasks": tasks(wanted.exact, wanted.answer_tokens)}
+    return tree | ({"engine": wanted.engine} if wanted.engine else {}) | ({"against": against} if against else {})
+
+
+def tasks(exact: bool, answer_tokens: int) -> list[Any]:
     """Answers compared whole or by their words, and by how likely the good one is."""
-    kind = "exact_match" if wanted.exact else "rouge"
-    tasks = [{"kind": kind, "rows": FEW_TESTS, "max_tokens": wanted.answer_tokens}, "perplexity"]
-    tree: dict[str, Any] = {"kind": "evaluate", "model": model, "data": "rows:test", "tasks": tasks}
-    return tree | ({"against": against} if against else {})
+    return [{"kind": "exact_match" if exact else "rouge", "rows": FEW_TESTS, "max_tokens": answer_tokens}, "perplexity"]
 
 
 # --- a model from scratch ---------------------------------------------------------------------------

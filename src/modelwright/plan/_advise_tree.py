@@ -51,6 +51,8 @@ class Situation(NamedTuple):
     """Questions with a good answer each, or chats."""
     row_tokens: float | None = None
     """Of a usual row, questions and all its answers."""
+    length: int | None = None
+    """Tokens that nearly all rows have at most, for which the recipe is written."""
     label_kind: Literal["texts", "words", "numbers"] | None = None
     """What is labelled: whole texts, words in them, or texts with a number."""
     labelled: float | None = None

@@ -12,7 +12,7 @@ from modelwright.methods.objectives import OBJECTIVES
 from modelwright.plan import _advise_fit as sizes
 from modelwright.plan._advise_answers import COMPARED
 from modelwright.plan._advise_facts import Method, method
-from modelwright.plan._advise_recipe import Files, Scratch, Wanted, recipe
+from modelwright.plan._advise_recipe import Files, Scratch, Wanted, recipe, tasks
 from modelwright.plan._advise_tree import Situation, Walk
 from modelwright.plan.models import named
 
@@ -120,6 +120,9 @@ def written(found: Answered, name: str) -> str:
     shape, trained = found.shape, [name for name in found.methods if name in OBJECTIVES.names() and found.start]
     tight = frozenset(name for name in trained if shape is not None and sizes.tight(shape, s, found.machine, name, way))
     why |= {name: f"{why[name]} So few tokens are computed at once that it fits." for name in tight}
+    exact = _checked(s) and s.verifier in COMPARED
+    answer_tokens = SHORT_TOKENS if _checked(s) and s.verifier in SHORT else found.files.length
+    asked = {"kind": "evaluate", "tasks": tasks(exact, answer_tokens)}
     wanted = Wanted(
         name=name,
         methods=found.methods,
@@ -131,11 +134,12 @@ def written(found: Answered, name: str) -> str:
         vocab=made.vocab if made is not None else 0,
         export=found.export,
         precision=sizes.precision(found.machine),
-        exact=_checked(s) and s.verifier in COMPARED,
-        answer_tokens=SHORT_TOKENS if _checked(s) and s.verifier in SHORT else found.files.length,
+        exact=exact,
+        answer_tokens=answer_tokens,
         usd=s.usd,
         hours=s.hours,
         tight=tight,
+        engine=sizes.at_once(asked, shape, s, found.machine) if shape is not None else {},
         why=why | {"export": last[:1].upper() + last[1:]},
         head=tuple(_head(found)),
     )

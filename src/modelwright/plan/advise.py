@@ -62,7 +62,7 @@ def advise(
     """`gains`: of the user's own runs (`_advise_measured.gains`). `files`: the user's data; None: there is none to name."""
     found = update(gains)
     origins = dict(known.origins)
-    s = known.situation._replace(machine=machine)
+    s = known.situation._replace(machine=machine, length=files.length if files is not None else None)
     if s.full_gain is None and found.full_gain is not None:
         s = s._replace(full_gain=found.full_gain)
         origins["full_gain"] = ("runs", found.said)
