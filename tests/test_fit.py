@@ -20,6 +20,7 @@ from modelwright.plan import _fit_serve as serve
 from modelwright.plan import fit as fitting
 from modelwright.plan._advise_facts import data
 from modelwright.plan.models import bases, named, of_folder, of_params
+from modelwright.plan.needs import Need, needs
 
 SMALL = Shape(layers=12, hidden=768, intermediate=2048, heads=12, kv_heads=12, vocab=32000)
 ROWS = {"./rows.jsonl": Facts(type="records", rows=10_000, tokens=2e6)}
@@ -77,17 +78,17 @@ def test_what_another_limit_holds_is_told():
 
 
 def test_the_high_end_counts():
-    need = fitting.Need("memory", Quantity(10e9, "bytes", "", 9e9, 12e9), 11e9)
+    need = Need("memory", Quantity(10e9, "bytes", "", 9e9, 12e9), 11e9)
     assert need.verdict == "may not fit" and not need.fits and need.free_bytes == -1e9
     assert need._replace(has_bytes=12e9).verdict == "fits"
     assert need._replace(has_bytes=8e9).verdict == "does not fit"
-    bare = fitting.Need("memory", Quantity(10e9, "bytes", ""), 11e9)
+    bare = Need("memory", Quantity(10e9, "bytes", ""), 11e9)
     assert bare.fits and not bare._replace(has_bytes=10.9e9).fits, "a tenth to both sides where nothing is known"
 
 
 def test_the_sum_is_told_largest_first():
     parts = (Part("weights", 1e9, ""), Part("activations", 3e9, ""), Part("nothing", 0.0, ""))
-    need = fitting.Need("memory", Quantity(4e9, "bytes", ""), 1e9, parts)
+    need = Need("memory", Quantity(4e9, "bytes", ""), 1e9, parts)
     assert need.sum_text() == "activations 3 GB + weights 1 GB = 4 GB"
 
 
@@ -175,7 +176,7 @@ def test_a_training_on_a_card_opens_its_model_beside_it():
     """A model of 8 billion weights does not come through 16 GB, whatever the card holds."""
     found = train(adapter="lora").estimate(given(CARD))
     assert found.memory.value > 4.0 * SMALL.params > found.memory.value - 1e9
-    assert fitting.needs(found, CARD._replace(memory_bytes=4.0 * SMALL.params))[0].what == "memory"
+    assert needs(found, CARD._replace(memory_bytes=4.0 * SMALL.params))[0].what == "memory"
 
 
 def test_more_cards_are_offered_where_one_is_not_enough():
@@ -186,6 +187,23 @@ def test_more_cards_are_offered_where_one_is_not_enough():
     )
     found = fitting.fit(train(start="base", length=256), known, "chat")
     assert any(change.name.startswith("shard over") for change in found.changes), found.changes
+
+
+def test_on_one_memory_a_process_and_its_gpu_are_added_and_nothing_is_moved():
+    chip = Machine("a chip", 8, 8e9, "mps", 2e12, device_memory_bytes=8e9)
+    now = fitting.tried(train(micro_tokens=2048), given(chip))
+    (need,) = now.needs
+    found = now.estimate
+    rest = sum(part.bytes for part in found.parts if part.name != "opening")
+    assert need.takes.value == pytest.approx(found.device_memory.value + rest) == pytest.approx(sum(p.bytes for p in need.parts))
+    assert (
+        0.9 * need.takes.value <= need.low_bytes < need.high_bytes <= 1.1 * need.takes.value * (1 + 1e-9)
+        and need.has_bytes == 8e9
+    )
+    told = fitting.fit(train(batch_tokens=16384, length=2048, micro_tokens=16384), given(chip), "chat")
+    sets = " ".join(text for change in told.changes for text in change.sets)
+    assert told.changes and "offload" not in sets and "parallel" not in sets, sets
+    assert not any(change.on_card for change in told.changes)
 
 
 def test_copies_of_a_model_are_divided_before_anything_is_computed_twice():
@@ -250,7 +268,7 @@ def _now_with(now, values):
 def test_processes_share_the_memory_of_their_machine(tmp_path, monkeypatch):
     """Eight of 1 GB were taken to fit 2 GB, and the kernel killed them."""
     one, eight = (train().estimate(given(Machine("here", 8, 6e9))._replace(parallel=Parallel(data=n))) for n in (1, 8))
-    (alone,), (together,) = (fitting.needs(found, Machine("here", 8, 6e9)) for found in (one, eight))
+    (alone,), (together,) = (needs(found, Machine("here", 8, 6e9)) for found in (one, eight))
     assert alone.what == "memory" and together.what == "memory for 8 processes" and alone.fits and not together.fits
     assert together.takes.value == pytest.approx(8 * eight.memory.value)
     assert sum(part.bytes for part in together.parts) == pytest.approx(together.takes.value)

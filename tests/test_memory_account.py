@@ -170,6 +170,16 @@ def test_a_card_holds_the_training_and_the_host_the_rest() -> None:
     assert "offloaded" in {part.name for part in moved.parts}
 
 
+@pytest.mark.parametrize("machine", [HERE._replace(device="mps", device_memory_bytes=16e9), HERE], ids=["mps", "processor"])
+def test_nothing_moves_where_there_is_no_card_to_move_it_from(machine: Machine) -> None:
+    """As a run refuses."""
+    found, asked = (
+        stage("llama", **more).resolve(given("llama", machine)).estimate(given("llama", machine))
+        for more in ({}, {"offload": ["states", "activations"]})
+    )
+    assert asked == found
+
+
 def test_each_process_opens_the_whole_model() -> None:
     deep = {**SIZES["llama"], "depth": 400}
     whole = 4 * ARCHITECTURES.load("llama")(**deep).shape(VOCAB).params  # type: ignore[attr-defined]

@@ -14,8 +14,9 @@ from modelwright.core.units import bytes_text, count_text
 
 if TYPE_CHECKING:
     from modelwright.core.estimate import Machine
-    from modelwright.plan.fit import Fits, Most, Need
+    from modelwright.plan.fit import Fits, Most
     from modelwright.plan.models import Base
+    from modelwright.plan.needs import Need
 
 ABOUT = (
     "Show what fits the memory of a device, or of this machine: each stage of a recipe; a model and a method; without either, "
@@ -125,6 +126,8 @@ def _of_recipe(path: Path, given: argparse.Namespace) -> Base:
 
 def _title(machine: Machine) -> str:
     card = f"{bytes_text(machine.device_memory_bytes)} on {'each' if machine.devices > 1 else 'the'} card, "
+    if machine.one_memory:
+        return f"{machine.name}: {bytes_text(machine.device_memory_bytes)} for processors and GPU"
     return f"{machine.name}: {card if machine.device_memory_bytes else ''}{bytes_text(machine.memory_bytes)} of main memory"
 
 

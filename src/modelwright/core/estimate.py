@@ -159,6 +159,11 @@ class Machine(NamedTuple):
         """Whether torch's flash attention runs here in 16 bits: on cards from Ampere on, the first with products in bfloat16."""
         return self.device == "cuda" and self.products("bf16")[0] == "bf16"
 
+    @property
+    def one_memory(self) -> bool:
+        """Its processors and its GPU work in the same memory."""
+        return self.device == "mps"
+
     def used_by(self, processes: int) -> Machine:
         """What so many processes compute with, each on a card of its own; a processor's cores are all theirs."""
         if self.device == "cpu" or processes >= self.devices:

@@ -15,6 +15,7 @@ from modelwright.plan._advise_recipe import FEW_TESTS, batch_tokens, passes, row
 from modelwright.plan._advise_tree import HEADS, Room, Situation
 from modelwright.plan._fit_asked import fewer_answers
 from modelwright.plan.models import named
+from modelwright.plan.needs import Need
 
 NF4_BYTES = 4.127 / 8
 """Of a frozen weight in QLoRA: four bits, and its share of the scales of both levels (Dettmers et al. 2023, arXiv:2305.14314)."""
@@ -138,7 +139,7 @@ def _given(s: Situation, shape: Shape, machine: Machine, objective: str, usual: 
     return Given(machine, facts, parallel=Parallel(shard=machine.devices))
 
 
-def _fits(way: str, need: fit.Need) -> tuple[bool, str]:
+def _fits(way: str, need: Need) -> tuple[bool, str]:
     title = {"full": "all weights take", "lora": "LoRA takes", "qlora": "QLoRA takes"}[way]
     takes = f"{bytes_text(need.takes.value)}, at most {bytes_text(need.high_bytes)}"
     return need.fits, f"{title} about {takes}, of {bytes_text(need.has_bytes)} of {need.what}"

@@ -14,8 +14,9 @@ from modelwright.core.recipe import Budget, Loaded
 from modelwright.core.steps import Step
 from modelwright.core.units import seconds_text, usd_text
 from modelwright.plan import devices, money
-from modelwright.plan.fit import attempt, field_of, needs, tried, typed, with_values
+from modelwright.plan.fit import attempt, field_of, tried, typed, with_values
 from modelwright.plan.money import Cost, Over
+from modelwright.plan.needs import needs
 from modelwright.plan.target import Target
 from modelwright.plan.whole import Plan, Planned, predicted, rows_of, sessions
 

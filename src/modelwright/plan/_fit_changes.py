@@ -148,7 +148,7 @@ def _recompute(now: Tried, lengths: Lengths) -> Option | None:
 
 def _offload(what: str, now: Tried, lengths: Lengths) -> Option | None:
     held = field_of(now.stage, "offload", ())
-    if what in held:
+    if what in held or now.given.machine.device != "cuda":
         return None
     costs = "the same to the bit; a copy there and back each step, over the link of the card"
     return Option(f"keep {what} in the processor's memory", {"offload": (*held, what)}, costs)
@@ -279,7 +279,7 @@ def _starts(now: Tried) -> list[Start]:
 
 
 def _cards(now: Tried, lengths: Lengths) -> Option | None:
-    if now.given.parallel.processes > 1 or now.given.machine.device == "cpu":
+    if now.given.parallel.processes > 1 or now.given.machine.device != "cuda":  # others are whole machines, or never trained on
         return None
 
     alone: dict[str, Any] = {"step_in_backward": False} if field_of(now.stage, "step_in_backward", False) else {}

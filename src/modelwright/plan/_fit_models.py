@@ -20,8 +20,9 @@ from modelwright.core.parallel import Parallel
 from modelwright.core.stage import STAGES, Stage
 from modelwright.core.units import bytes_text
 from modelwright.plan.cuda import card_parts, interval, on_card
-from modelwright.plan.fit import LONGEST, MADE_FOR, STEP, WIDE, Fits, Most, Need, Tried, fit, largest, scarcest, tried
+from modelwright.plan.fit import LONGEST, MADE_FOR, STEP, WIDE, Fits, Most, Tried, fit, largest, tried
 from modelwright.plan.models import Base, bases
+from modelwright.plan.needs import Need, scarcest
 
 START, DATA = "./start/", "./rows.jsonl"
 NF4 = CODINGS["nf4-dq"]

@@ -14,8 +14,9 @@ from modelwright.core.memory.serving import CODINGS, serving_parts
 from modelwright.core.units import bytes_text
 from modelwright.methods.exporters._types import BLOCKS, data_bytes
 from modelwright.plan.cuda import card_parts, interval
-from modelwright.plan.fit import Need, largest
+from modelwright.plan.fit import largest
 from modelwright.plan.models import Base
+from modelwright.plan.needs import Need
 
 WEIGHTS = ("f32", "bf16", "q8_0", "q6_k", "q4_k_m")
 """As exports name them; the first two are the native engine's as well."""

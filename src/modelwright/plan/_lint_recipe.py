@@ -13,7 +13,7 @@ from typing import Any
 from modelwright.core.spec import kind_of
 from modelwright.core.units import bytes_text, seconds_text
 from modelwright.plan._lint import TEXTS, Fault, Look, Rule, refs_of
-from modelwright.plan.fit import needs
+from modelwright.plan.needs import needs
 
 LONGEST_S, BUDGET_SHARE = 3 * 86400.0, 0.5
 

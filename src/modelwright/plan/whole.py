@@ -17,10 +17,11 @@ from modelwright.plan import money
 from modelwright.plan._lint import Finding
 from modelwright.plan._whole_text import card_cells, energy_text, memory_text, share
 from modelwright.plan.cuda import on_card
-from modelwright.plan.fit import Fits, fit, needs, refusal, typed
+from modelwright.plan.fit import Fits, fit, refusal, typed
 from modelwright.plan.lint import lint
 from modelwright.plan.models import unsized
 from modelwright.plan.money import Cost, Over, Session
+from modelwright.plan.needs import needs
 from modelwright.plan.target import Target
 
 
@@ -245,6 +246,7 @@ def plan(loaded: Loaded, steps: Sequence[Step], on: Target, adjust: Adjust) -> P
     rows, unknown = rows_of(steps, estimates, on)
     machine, budget, bill = on.machine, loaded.recipe.budget, on.table.electricity
     cards = f", {bytes_text(machine.device_memory_bytes)} on each card" if machine.device_memory_bytes else ""
+    cards = " for processors and GPU" if machine.one_memory else cards
     own = on.rent is None or on.rent.usd_per_hour == 0
     found = Plan(
         rows,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from modelwright.core import processor
@@ -69,8 +69,8 @@ def memory(load: Load, machine: Machine, tokens: float) -> Memory:
             account = Account("opening", (part,))
         return Memory(*_added(tuple(beside) + account.parts, f" at {account.moment};{of_each or ' of the process'}"))
     beside.append(Part("opening", opening, "the model in float32, before it is on the card"))
-    if load.offload:
-        beside.append(Part("offloaded", _offloaded(load, account), f"{' and '.join(load.offload)}, which the card does not hold"))
+    if away := _away(load, machine):
+        beside.append(Part("offloaded", _offloaded(load, account), f"{' and '.join(away)}, which the card does not hold"))
     held, on_card = _added(tuple(beside), of_each), _added(account.parts, f" at {account.moment};{of_each or ' of the card'}")
     return Memory(*held, *on_card)
 
@@ -102,7 +102,7 @@ def _training(load: Load, card: bool, machine: Machine) -> Training:
         flash=machine.flash,
         processor=processor.here(),
         threads=load.threads or max(1, machine.cores // load.parallel.processes),
-        offload=load.offload if card else (),
+        offload=_away(load, machine),
         parallel=load.parallel,
     )
 
@@ -126,6 +126,11 @@ def work(row: Row, batch_tokens: float, micro_tokens: float) -> Work:
     whole = round((largest - (short if beside else 0)) / size)
     texts = tuple(text._replace(number=text.number * whole) for text in row.texts(row.tokens)) if whole else ()
     return Work(texts + beside, sizes.count(largest) > 1, groups)
+
+
+def _away(load: Load, machine: Machine) -> Sequence[str]:
+    """What lies in the processor's memory: nothing where there is no CUDA card, and a run refuses to move anything."""
+    return load.offload if machine.device == "cuda" else ()
 
 
 def _offloaded(load: Load, account: Account) -> float:
