@@ -247,6 +247,14 @@ def test_plan_exact_holds_a_divided_training_against_one_process(recipe: Path, c
     assert found[0]["closed_form_bytes"] == found[1]["closed_form_bytes"] and found[0]["peak_bytes"] == found[1]["peak_bytes"]
 
 
+def test_plan_exact_holds_what_offload_moves_against_nothing(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The closed form without activations and states stood beside the count with them, as 48 % too little."""
+    assert plan(recipe, "--stage", "base", "--json", "--device", "t4", "stages.base.offload=[activations, states]") == 0
+    (base,) = json.loads(capsys.readouterr().out)["stages"]
+    assert base["closed_form_bytes"] == pytest.approx(base["peak_bytes"], rel=0.05)
+    assert "`offload: [activations, states]`" in base["assumed"]
+
+
 def test_plan_exact_knows_its_stages(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert plan(recipe, "--stage", "rows") != 0
     assert "base, wide" in capsys.readouterr().err

@@ -15,6 +15,7 @@ from modelwright.plan.cuda import BESIDE
 if TYPE_CHECKING:
     from modelwright.api import Project
     from modelwright.core.estimate import Estimate, Part
+    from modelwright.core.steps import Step
     from modelwright.plan.whole import Plan
 
 Tree = dict[str, Any]
@@ -53,7 +54,8 @@ def _trees(project: Project, plan: Plan, only: str | None) -> Iterator[Tree]:
     from modelwright.stages._trace_open import Known
 
     steps = project.steps()
-    closed = predict(steps, plan.on, project.recipe.seed)  # in one process, as it is counted
+    # in one process and with everything on the card, as it is counted
+    closed = predict([_unmoved(step) for step in steps], plan.on, project.recipe.seed)
     given = givens(steps, closed, plan.on, project.recipe.seed)
     known = {step.name: Known(step, given[step.name]) for step in steps}
     trains = [step.name for step in steps if kind_of(step.stage) == "train"]
@@ -77,9 +79,24 @@ def _trees(project: Project, plan: Plan, only: str | None) -> Iterator[Tree]:
                 "card": {"name": machine.name, **card._asdict()} if card else None,
                 "closed_form_bytes": _tensors(closed[name]),
                 "closed_form_parts": {part.name: round(part.bytes) for part in _parts(closed[name])},
-                "assumed": found.why,
+                "assumed": found.why + _left_out(known[name].step),
                 "seconds": round(time.perf_counter() - begin, 2),
             }
+
+
+def _offload(step: Step) -> Sequence[str]:
+    """What a run moves to the processor's memory, which a trace does not count."""
+    found: Sequence[str] = getattr(step.stage, "offload", ())
+    return found
+
+
+def _left_out(step: Step) -> str:
+    moved = ", ".join(_offload(step))
+    return f"; nothing moved by `offload: [{moved}]`, which `plan --why` counts" if moved else ""
+
+
+def _unmoved(step: Step) -> Step:
+    return step._replace(stage=step.stage.model_copy(update={"offload": ()})) if _offload(step) else step
 
 
 def _parts(estimate: Estimate) -> Sequence[Part]:
