@@ -8,12 +8,15 @@ import pytest
 
 from modelwright.core import beginnings
 from modelwright.core.estimate import Machine
+from modelwright.core.execute import execute
 from modelwright.core.predict import predict
 from modelwright.core.recipe import load, loads
 from modelwright.core.steps import prepare
 from modelwright.core.store import Store
 from modelwright.methods.optimizers import OPTIMIZERS
-from modelwright.plan._lint_recipe import _jinja_in, _json, _tokens_in
+from modelwright.plan import _lint_data
+from modelwright.plan._lint import json_in
+from modelwright.plan._lint_recipe import _jinja_in, _tokens_in
 from modelwright.plan._lint_rows import _constant
 from modelwright.plan._lint_settings import RATE_ROOM
 from modelwright.plan.lint import _looks, lint, rules
@@ -154,6 +157,11 @@ def found(loaded, store, data=False, machine=MACHINE):
     return lint(loaded, steps, predict(steps, machine, 0), machine, data=data)
 
 
+def make(loaded, folder, stage):
+    for _ in execute(loaded, Store(folder / "store"), MACHINE, lambda *_: None, only=stage):
+        pass
+
+
 def names(findings):
     return {(finding.rule, finding.stage) for finding in findings}
 
@@ -167,9 +175,24 @@ def test_a_start_that_is_made_to_break_the_look_at_it_is_looked_past(folder):
     """Files of a model may be a stranger's: nested ones raised."""
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
         (folder / "model" / name).write_text("[" * 100_000)
-    assert _json(folder / "model" / "config.json") == {} and _tokens_in(folder / "model") == 0
+    assert json_in(folder / "model" / "config.json") == {} and _tokens_in(folder / "model") == 0
     (folder / "model" / "chat_template.jinja").mkdir()
     assert _jinja_in(folder / "model") is None
+
+
+@pytest.mark.parametrize(
+    ("tree", "tokens"),
+    [
+        ({"added_tokens": 5, "model": {"vocab": {"a": 1}}}, 2),
+        ({"added_tokens": [{"id": True}, {"id": 1.5}, 7, {"id": 70}], "model": {"vocab": [["a", -1.0], ["b", -2.0]]}}, 71),
+        ({"added_tokens": {"a": 3}, "model": {"vocab": {"a": "x", "b": None}}}, 0),
+        ({"added_tokens": [{"content": '"vocab": {', "id": 1}], "model": {"vocab": {"added_tokens": 9, "vocab": 4}}}, 10),
+        ({"model": 5}, 0),
+    ],
+)
+def test_tokens_of_odd_tokenizers(tree, tokens, tmp_path):
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tree))
+    assert _tokens_in(tmp_path) == tokens
 
 
 def test_every_rule_has_a_recipe_that_fires_it_and_a_near_one():
@@ -256,6 +279,69 @@ def test_a_rule_fires_on_rows_with_how_many_of_how_many(rule, folder):
     hits = [one for one in found(loads(CLEAN, given), folder / "store", data=True) if one.rule == rule]
     assert [one.stage for one in hits] == [stage]
     assert any(char.isdigit() for char in hits[0].what) and hits[0].mend
+
+
+def test_a_source_that_is_cut_is_told_beside_a_large_one_that_is_not(folder):
+    write(folder / "chats.jsonl", chats(2000, 1))
+    write(folder / "long.jsonl", chats(30, 2, words=600))
+    both = ["stages.chat.data=[{ref: ./chats.jsonl, weight: 0.5}, {ref: ./long.jsonl, weight: 0.5}]"]
+    (hit,) = [one for one in found(loads(CLEAN, both), folder / "store", data=True) if one.rule == "length-cuts"]
+    assert "30 of 30 sampled rows of ./long.jsonl are" in hit.what
+
+
+@pytest.mark.parametrize("rows", [7, 30, 61])
+@pytest.mark.parametrize("words", [600, 6000])
+@pytest.mark.parametrize("start", ["base", "./model/", "./short/"])
+def test_the_mended_length_keeps_the_rows_and_the_recipe(start, words, rows, folder):
+    """A length was advised that the start cannot see or a step not hold, and one that still cut more than it said."""
+    (folder / "short").mkdir()
+    config = {"model_type": "llama", "vocab_size": 50, "max_position_embeddings": 512}
+    (folder / "short" / "config.json").write_text(json.dumps(config))
+    write(folder / "chats.jsonl", [row for i in range(rows) for row in chats(1, i, words + i)])
+    given = [f"stages.chat.start={start}"]
+    (hit,) = [one for one in found(loads(CLEAN, given), folder / "store", data=True) if one.rule == "length-cuts"]
+    if start == "./short/":
+        assert hit.mend.startswith("./short/ sees 512 tokens at once")
+        return
+    mended = [*given, *hit.mend.partition(" keeps ")[0].split()]
+    assert not [one for one in found(loads(CLEAN, mended), folder / "store", data=True) if one.rule == "length-cuts"]
+    stages = loads(CLEAN, mended).recipe.stages
+    assert start != "base" or stages["chat"].length <= stages["base"].length, "what a new model sees"
+
+
+def test_how_to_take_held_out_rows_out_depends_on_who_makes_the_training_rows(folder):
+    rows = [{"prompt": f"{sentence(random.Random(i), 12)}", "completion": "yes"} for i in range(60)]
+    write(folder / "chats.jsonl", rows)
+    write(folder / "held.jsonl", rows[:30])
+    (hit,) = [one for one in found(loads(CLEAN), folder / "store", data=True) if one.rule == "leak-in-rows"]
+    assert hit.mend.startswith("read ./chats.jsonl in a stage `curate`") and "./held.jsonl" in hit.mend
+    step = hit.mend.split("`")[3]
+    clean = f"  clean: {{kind: curate, source: {{kind: jsonl, path: ./chats.jsonl}}, steps: [{step}]}}\n  chat:\n"
+    text = CLEAN[: CLEAN.index("  more:")].replace("  chat:\n", clean).replace("data: ./chats.jsonl", "data: clean")
+    loaded = loads(text)
+    make(loaded, folder, "clean")
+    assert not [one for one in found(loaded, folder / "store", data=True) if one.rule == "leak-in-rows"]
+
+
+def test_rows_that_differ_in_case_alone_in_both_parts_of_a_split_are_mended_before_it(folder):
+    """Unless told otherwise, a split keeps them together."""
+    texts = [f"{sentence(random.Random(i), 30)} {i}" for i in range(60)]
+    write(folder / "texts.jsonl", [{"text": text} for text in [*texts, *map(str.upper, texts)]])
+    text = CLEAN[: CLEAN.index("  chat:")].replace("validation: 0.1}", "validation: 0.1, near: null}")
+    make(loads(text), folder, "rows")
+    (hit,) = [one for one in found(loads(text), folder / "store", data=True) if one.rule == "leak-in-rows"]
+    assert hit.mend == "add `{kind: exact_dedup, by: words}` to the steps of 'rows', which come before its split"
+    mended = loads(text, ["stages.rows.steps=[{kind: exact_dedup, by: words}]"])
+    make(mended, folder, "rows")
+    assert not [one for one in found(mended, folder / "store", data=True) if one.rule == "leak-in-rows"]
+
+
+def test_no_more_is_read_than_some_seconds_take(folder, monkeypatch):
+    """Of rows of 80 kB, 200,000 are sixteen gigabytes."""
+    write(folder / "chats.jsonl", odd("length-cuts", folder))
+    monkeypatch.setattr(_lint_data, "MOST_CHARS", 8000)
+    (hit,) = [one for one in found(loads(CLEAN), folder / "store", data=True) if one.rule == "length-cuts"]
+    assert "2 of 22 sampled rows" in hit.what
 
 
 def test_facts_may_be_tuned_in_after_text_or_where_the_question_holds_them(folder):
@@ -360,6 +446,42 @@ def test_a_template_that_lies_with_the_model_is_compared(folder):
     chat = ["stages.chat.start=./model/", "stages.chat.template=chatml"]
     assert ("template", "chat") in names(found(loads(CLEAN, chat), folder / "store"))
     assert ("template", "chat") not in names(found(loads(CLEAN, [*chat[:1], "stages.chat.template=own"]), folder / "store"))
+
+
+def test_a_template_behind_stages_without_one_or_beside_others_is_compared(folder):
+    (folder / "model" / "tokenizer_config.json").write_text(
+        json.dumps({"chat_template": [{"name": "tool_use", "template": "x"}, {"name": "default", "template": "{{ messages }}"}]})
+    )
+    assert _jinja_in(folder / "model") == "{{ messages }}"
+    behind = ["stages.chat.start=./model/", "stages.aligned.template=chatml"]
+    (hit,) = [one for one in found(loads(CLEAN, behind), folder / "store") if one.rule == "template"]
+    assert hit.stage == "aligned" and hit.mend == "stages.aligned.template=own"
+    assert "template" not in {rule for rule, _ in names(found(loads(CLEAN, behind[:1]), folder / "store"))}
+
+
+@pytest.mark.parametrize(
+    ("override", "stage"),
+    [
+        ("stages.chat.validation=././chats.jsonl", "chat"),
+        ("stages.chat.validation={folder}/chats.jsonl", "chat"),
+        ("stages.chat.validation=rows:train", "chat"),
+        ("stages.aligned.validation=./chats.jsonl", "aligned"),
+        ("stages.score.data=././chats.jsonl", "score"),
+        ("stages.chat.data=./more/", "chat"),
+        ("stages.chat.validation=rows:test", None),
+        ("stages.base.validation=./chats.jsonl", None),
+        ("stages.chat.data=./mo/", None),
+    ],
+)
+def test_the_same_rows_are_a_leak_however_they_are_named(override, stage, folder):
+    """And where an earlier training of the same model had them: only rows of the stage's own `data`, named alike, were seen."""
+    for name in ("more", "mo"):
+        (folder / name).mkdir()
+        write(folder / name / "chats.jsonl", chats(30, 9))
+    write(folder / "more" / "held.jsonl", chats(30, 8))
+    given = ["stages.chat.validation=./more/held.jsonl", override.format(folder=folder)]
+    hits = [one for one in found(loads(CLEAN, given), folder / "store") if one.rule == "leak"]
+    assert {one.stage for one in hits} == ({stage} if stage else set())
 
 
 def test_an_evaluation_on_training_rows_is_a_leak_of_all_trainings_behind_the_model(folder):

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -33,7 +34,7 @@ class Look(NamedTuple):
     facts: Mapping[str, Facts]
     """Of its references."""
     paths: Mapping[str, Path]
-    """Where its references to files of the user's own lead."""
+    """Where references to files of the user's own lead, its own and other stages'."""
     estimate: Estimate
     machine: Machine
     budget: Budget | None
@@ -62,6 +63,13 @@ class Look(NamedTuple):
             refs = {path: ref for path, (ref, _) in stage.refs().items()}
             ref = refs.get("start", refs.get("model"))
         return found
+
+    def same(self, one: str, other: str) -> bool:
+        """Whether two references name the same rows: however a path is written, and where one is a folder around the other."""
+        if one == other or one not in self.paths or other not in self.paths:
+            return one == other
+        near, far = self.paths[one].resolve(), self.paths[other].resolve()
+        return near.is_relative_to(far) or far.is_relative_to(near)
 
     def path(self, field: str, name: str | None = None) -> str:
         """An override's path."""
@@ -127,6 +135,15 @@ class Finding(NamedTuple):
     why: str
     mend: str
     source: str
+
+
+def json_in(path: Path) -> dict[str, Any]:
+    """The object in a file; an empty one where there is none."""
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return tree if isinstance(tree, dict) else {}
 
 
 def refs_of(mixes: Sequence[Any] | None) -> list[str]:

@@ -16,7 +16,7 @@ from modelwright.core.steps import Step
 from modelwright.methods.sources import open_records
 from modelwright.methods.steps import content
 
-SAMPLE_ROWS, MOST_ROWS = 1000, 200_000
+SAMPLE_ROWS, MOST_ROWS, MOST_CHARS = 1000, 200_000, 200_000_000
 """Rows of each reference that are looked at, drawn from so many of its first ones: some seconds of reading."""
 
 
@@ -46,7 +46,7 @@ class Data:
         if ref not in self._samples:
             kept: list[Record] = []
             forms: set[bytes] = set()
-            draw = Random(0)
+            draw, chars = Random(0), 0
             try:
                 for number, record in enumerate(islice(self._rows(ref), MOST_ROWS)):
                     forms.add(form_of(record))
@@ -54,6 +54,8 @@ class Data:
                         kept.append(record)
                     elif (at := draw.randrange(number + 1)) < SAMPLE_ROWS:
                         kept[at] = record
+                    if (chars := chars + len(content(record))) > MOST_CHARS:
+                        break
             except UserError:
                 pass  # the stage's own checks say what is wrong with them
             self._samples[ref], self._forms[ref] = kept, frozenset(forms)

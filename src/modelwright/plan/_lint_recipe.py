@@ -6,13 +6,15 @@ Each says its own source.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from modelwright.core.spec import kind_of
 from modelwright.core.units import bytes_text, seconds_text
-from modelwright.plan._lint import TEXTS, Fault, Look, Rule, refs_of
+from modelwright.plan._lint import TEXTS, Fault, Look, Rule, json_in, refs_of
 from modelwright.plan.needs import needs
 
 LONGEST_S, BUDGET_SHARE = 3 * 86400.0, 0.5
@@ -37,24 +39,39 @@ def _no_validation(look: Look) -> Iterator[Fault]:
 
 def _leak(look: Look) -> Iterator[Fault]:
     if look.is_training:
-        held = refs_of(look.stage.validation)
-        for index, ref in enumerate(refs_of(look.stage.data)):
-            if ref in held:
-                split = f"{look.path(f'data.{index}.ref')}=NAME:train {look.path('validation')}=NAME:validation"
-                yield Fault(
-                    ("validation",),
-                    f"`validation` is what `data` trains on: {ref}",
-                    f"`split: {{validation: 0.05}}` in the stage NAME that makes the rows, then {split}",
-                )
+        yield from _leak_of_training(look)
     elif look.kind == "evaluate":
-        trained = {ref: name for name in look.trainings(look.stage.model) for ref in refs_of(look.stages[name].data)}
         for index, ref in enumerate(refs_of(look.stage.data)):
-            if ref in trained:
+            if name := _trained_on(look, ref, look.trainings(look.stage.model)):
                 yield Fault(
                     ("data", index),
-                    f"{ref} is what {trained[ref]!r} was trained on",
+                    f"{ref} is what {name!r} was trained on",
                     f"{look.path(f'data.{index}.ref')}=STAGE:test, from `split: {{test: 0.05}}` in the stage that makes the rows",
                 )
+
+
+def _leak_of_training(look: Look) -> Iterator[Fault]:
+    held = refs_of(look.stage.validation)
+    for index, ref in enumerate(refs_of(look.stage.data)):
+        if any(look.same(ref, other) for other in held):
+            split = f"{look.path(f'data.{index}.ref')}=NAME:train {look.path('validation')}=NAME:validation"
+            yield Fault(
+                ("validation",),
+                f"`validation` is what `data` trains on: {ref}",
+                f"`split: {{validation: 0.05}}` in the stage NAME that makes the rows, then {split}",
+            )
+    for ref in held:
+        if name := _trained_on(look, ref, look.trainings(look.stage.start)):
+            yield Fault(
+                ("validation",),
+                f"{ref} is what {name!r} was trained on, from which this goes on",
+                f"{look.path('validation')}=NAME:validation, from `split: {{validation: 0.05}}` in the stage that makes the rows",
+            )
+
+
+def _trained_on(look: Look, ref: str, trainings: Sequence[str]) -> str:
+    """The last of these that was trained on these rows; '' where none was."""
+    return next((name for name in trainings if any(look.same(ref, own) for own in refs_of(look.stages[name].data))), "")
 
 
 # --- the start ----------------------------------------------------------------------------------------
@@ -69,7 +86,8 @@ def _template(look: Look) -> Iterator[Fault]:
     before = _template_before(look, look.stage.start)
     if before is None or before == template or (isinstance(before, str) and before.strip() == template.jinja().strip()):
         return
-    named = "the one in its folder" if isinstance(before, str) else _named(before)
+    folder = "the one in its folder" if look.stage.start in look.paths else "the one in the folder that it goes on from"
+    named = folder if isinstance(before, str) else _named(before)
     yield Fault(
         ("template",),
         f"chats are written with {_named(template)}, and {look.stage.start} was trained with {named}",
@@ -97,23 +115,17 @@ def _template_before(look: Look, ref: str | None) -> Any:
 
 
 def _jinja_in(folder: Path) -> str | None:
-    """The chat template that lies with a model."""
+    """The chat template that lies with a model; of several the one called default."""
     apart, config = folder / "chat_template.jinja", folder / "tokenizer_config.json"
     try:
         if apart.is_file():
             return apart.read_text(encoding="utf-8", errors="replace")
     except OSError:  # the stage itself says that it may not read it
         return None
-    found = _json(config).get("chat_template")
+    found = json_in(config).get("chat_template")
+    if isinstance(found, list):
+        found = next((one.get("template") for one in found if isinstance(one, dict) and one.get("name") == "default"), None)
     return found if isinstance(found, str) and found else None
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return tree if isinstance(tree, dict) else {}
 
 
 def _vocabulary(look: Look) -> Iterator[Fault]:
@@ -129,7 +141,7 @@ def _vocabulary(look: Look) -> Iterator[Fault]:
             f"{mend}or train all weights with `next_token` once before",
         )
     if ref in look.paths:
-        width = _json(look.paths[ref] / "config.json").get("vocab_size")
+        width = json_in(look.paths[ref] / "config.json").get("vocab_size")
         tokens = _tokens_in(look.paths[ref])
         if isinstance(width, int) and tokens > width:
             yield Fault(
@@ -141,12 +153,36 @@ def _vocabulary(look: Look) -> Iterator[Fault]:
 
 def _tokens_in(folder: Path) -> int:
     """Highest token id of a tokenizer.json, and one."""
-    tree = _json(folder / "tokenizer.json")
-    model, added = tree.get("model"), tree.get("added_tokens")
-    vocab = model.get("vocab") if isinstance(model, dict) else None
-    ids = list(vocab.values()) if isinstance(vocab, dict) else list(range(len(vocab))) if isinstance(vocab, list) else []
-    ids += [token["id"] for token in added or () if isinstance(token, dict) and isinstance(token.get("id"), int)]
-    return max((value for value in ids if isinstance(value, int)), default=-1) + 1
+    file = folder / "tokenizer.json"
+    try:
+        made = file.stat()
+    except OSError:
+        return 0
+    return _tokens_of(file, made.st_mtime_ns, made.st_size)
+
+
+@lru_cache(maxsize=16)
+def _tokens_of(file: Path, made_ns: int, size: int) -> int:
+    """Only the vocabulary of the file is parsed: most of its bytes are merges, which take longer than all of a plan."""
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return 0
+    vocab, added = _value_of(text, "vocab"), _value_of(text, "added_tokens")
+    ids: list[Any] = (
+        list(vocab.values()) if isinstance(vocab, dict) else list(range(len(vocab))) if isinstance(vocab, list) else []
+    )
+    ids += [token.get("id") for token in added if isinstance(token, dict)] if isinstance(added, list) else []
+    return max((value for value in ids if type(value) is int), default=-1) + 1
+
+
+def _value_of(text: str, key: str) -> Any:
+    """What stands under the first key of this name in a JSON text; within strings, quotes are written otherwise."""
+    found = re.search(rf'"{key}"\s*:\s*', text)
+    try:
+        return json.JSONDecoder().raw_decode(text, found.end())[0] if found is not None else None
+    except (ValueError, RecursionError):
+        return None
 
 
 def _replay(look: Look) -> Iterator[Fault]:
@@ -175,10 +211,11 @@ def _too_large(look: Look) -> Iterator[Fault]:
     field = "model" if look.stage.start is None else "start"
     scarcest = needs(look.estimate, look.machine)[0]  # as `fit` and the advisor judge it
     if not scarcest.fits:
+        adapter = "" if look.stage.start is None else "`adapter: lora`, "  # there is nothing yet that one could stand beside
         yield Fault(
             (field,),
             f"it would take up to {bytes_text(scarcest.high_bytes)} of {bytes_text(scarcest.has_bytes)} of {scarcest.what}",
-            "a smaller model, `adapter: lora`, `recompute: full`; `modelwright fit` tells what fits",
+            f"a smaller model, {adapter}`recompute: full`; `modelwright fit` tells what fits",
         )
     seconds, budget = look.estimate.seconds.value, look.budget
     share, of = seconds / LONGEST_S, "days"

@@ -6,9 +6,10 @@ Each says its own source; rows are a sample, so a share is told with how many of
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from modelwright.core.errors import UserError
 from modelwright.core.record import Message, Record
 from modelwright.methods.steps import content
 from modelwright.plan import _probe_labels, _probe_text
-from modelwright.plan._lint import CHARS_PER_TOKEN, TEXTS, Fault, Look, Rule, refs_of
+from modelwright.plan._lint import CHARS_PER_TOKEN, TEXTS, Fault, Look, Rule, json_in, refs_of
 from modelwright.plan._lint_data import form_of
 from modelwright.plan._probe_facts import open_tokenizer
 
@@ -36,21 +37,33 @@ def _leaked(look: Look) -> Iterator[Fault]:
     """What a training, or the trainings behind a model, share with the rows that are to judge it."""
     assert look.rows is not None
     if look.is_training:
-        held, trained, field = refs_of(look.stage.validation), refs_of(look.stage.data), "validation"
+        held, behind, field = refs_of(look.stage.validation), [look.name, *look.trainings(look.stage.start)], "validation"
     elif look.kind == "evaluate":
-        held, field = refs_of(look.stage.data), "data"
-        trained = [ref for name in look.trainings(look.stage.model) for ref in refs_of(look.stages[name].data)]
+        held, behind, field = refs_of(look.stage.data), look.trainings(look.stage.model), "data"
     else:
         return
-    apart = sorted(set(trained) - set(held))  # the same reference is the rule `leak`
+    trained = sorted({ref for name in behind for ref in refs_of(look.stages[name].data)})
+    apart = [ref for ref in trained if not any(look.same(ref, other) for other in held)]  # the same rows are the rule `leak`
     rows, known = look.rows.sample(held), look.rows.forms(apart)
     again = [record for record in rows if form_of(record) in known]
     if len(again) > MOST_LEAKED * len(rows):
+        forms = {form_of(record) for record in again}
         yield Fault(
             (field,),
             f"{len(again)} of {len(rows)} sampled rows are also in the training rows, such as {_short(content(again[0]))!r}",
-            f"add `{{kind: decontaminate, against: {held[0]!r}}}` to the steps that make {', '.join(apart)}",
+            "; ".join(_without(ref, held, look) for ref in apart if look.rows.forms([ref]) & forms),
         )
+
+
+def _without(ref: str, held: Sequence[str], look: Look) -> str:
+    """How to take held-out rows out of training rows."""
+    made = look.parent(ref)
+    if made is not None and made[0] in {parent[0] for other in held if (parent := look.parent(other))}:
+        return f"add `{{kind: exact_dedup, by: words}}` to the steps of {made[0]!r}, which come before its split"
+    step = f"`{{kind: decontaminate, against: [{', '.join(map(repr, held))}]}}`"
+    if made is not None:
+        return f"add {step} to the steps that make {ref}"
+    return f"read {ref} in a stage `curate` with {step} among its steps, and train on that stage"
 
 
 def _short(text: str) -> str:
@@ -58,22 +71,46 @@ def _short(text: str) -> str:
 
 
 def _cut(look: Look) -> Iterator[Fault]:
+    """Source by source: one that is cut is no less so beside a large one that is not."""
     if not look.is_training:
         return
     assert look.rows is not None
-    records = look.rows.sample(refs_of(look.stage.data))
-    if look.stage.objective.needs in TEXTS:
-        records = [record for record in records if record.messages]  # a document is trained on in pieces
     count, how = _counter(look)
-    lengths = [max(count(side) for side in _sides(record)) for record in records]
-    longer = [length for length in lengths if length > look.stage.length]
-    if lengths and len(longer) > MOST_CUT * len(lengths):
-        fitting = sorted(lengths)[int((1 - MOST_CUT) * (len(lengths) - 1))]
-        yield Fault(
-            ("length",),
-            f"{len(longer)} of {len(lengths)} sampled rows are longer than {look.stage.length} tokens ({how}): left out or cut",
-            f"{look.path('length')}={-(-int(fitting) // 64) * 64} keeps 95 % of them; or chunk the rows",
-        )
+    found, wanted = [], 0.0
+    for ref in refs_of(look.stage.data):
+        records = look.rows.sample([ref])
+        if look.stage.objective.needs in TEXTS:
+            records = [record for record in records if record.messages]  # a document is trained on in pieces
+        lengths = sorted(max(count(side) for side in _sides(record)) for record in records)
+        longer = sum(length > look.stage.length for length in lengths)
+        if longer > MOST_CUT * len(lengths):
+            found.append(f"{longer} of {len(lengths)} sampled rows of {ref}")
+            wanted = max(wanted, lengths[-1 - int(MOST_CUT * len(lengths))])
+    if found:
+        what = f"{', '.join(found)} are longer than {look.stage.length} tokens ({how}): left out or cut"
+        yield Fault(("length",), what, _longer(look, 64 * math.ceil(wanted / 64)))
+
+
+def _longer(look: Look, length: int) -> str:
+    """How to keep rows of so many tokens."""
+    seen, first = _context(look)
+    if seen is not None and length > seen and first is None:
+        return f"{look.stage.start} sees {seen} tokens at once: chunk the rows, or start from a model that sees more"
+    names = [look.name, *([first] if seen is not None and length > seen and first is not None else [])]
+    overrides = [f"{look.path('length', name)}={length}" for name in names]
+    overrides += [f"{look.path('batch_tokens', name)}={length}" for name in names if length > look.stages[name].batch_tokens]
+    return f"{' '.join(overrides)} keeps 95 % of them; or chunk the rows"
+
+
+def _context(look: Look) -> tuple[int | None, str | None]:
+    """Tokens that the start sees at once, where it is known, and the stage that made it from nothing: its rows' `length`."""
+    ref = look.stage.start
+    while (parent := look.parent(ref)) is not None:
+        name, stage = parent
+        if (ref := getattr(stage, "start", None)) is None:
+            return (stage.length, name) if look.kinds[name] == "train" else (None, None)
+    seen = json_in(look.paths[ref] / "config.json").get("max_position_embeddings") if ref in look.paths else None
+    return (seen if type(seen) is int else None), None
 
 
 def _sides(record: Record) -> list[str]:

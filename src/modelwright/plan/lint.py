@@ -72,8 +72,8 @@ def _looks(
     kinds = {step.name: kind_of(step.stage) for step in steps}
     facts = known(steps, estimates)
     rows = Data(steps) if data else None
+    paths = {parent.ref: parent.path for step in steps for parent in step.parents if parent.path is not None}
     for step in steps:
-        paths = {parent.ref: parent.path for parent in step.parents if parent.path is not None}
         yield Look(
             step.name,
             kinds[step.name],
