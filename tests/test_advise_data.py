@@ -77,6 +77,57 @@ def test_what_is_advised_fits_where_it_is_advised_for(sort, words, device, tmp_p
     assert trained and short[0], short
 
 
+ODD = {
+    "torn": "".join(
+        '{"prompt": "x\n' if n % 3 == 0 else json.dumps({"prompt": f"q {n}", "completion": f"a {n}"}) + "\n" for n in range(300)
+    ),
+    "few": "".join("{\n" if n == 7 else json.dumps({"prompt": f"q {n}", "completion": f"a {n}"}) + "\n" for n in range(300)),
+    "empty": "",
+    "broken": "no json\n" * 60,
+    "binary": "\0\1\2\n" * 60,
+    "nulls": "null\n" * 60,
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_what_cannot_be_read_is_told_and_no_recipe_stops_at_it(name, tmp_path, capsys, monkeypatch):
+    """A third of a file was broken, nothing said so, and the recipe stopped at its first line; of an empty one it was told that
+    files should be named."""
+    import modelwright as mw
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows.jsonl").write_text(ODD[name])
+    _, out = run_command(["rows.jsonl", "--device", "t4", "--yes"], capsys)
+    assert "What is in rows.jsonl" in out and "broken: " in out and "cannot be read" in out
+    if name not in ("torn", "few"):
+        assert "no recipe: ./rows.jsonl: " in out and not (tmp_path / "advised.yaml").exists()
+        return
+    (outcome,) = (one for one in mw.load("advised.yaml", store=tmp_path / "store").iterate(only="rows"))
+    assert outcome.state == "made", outcome
+
+
+def test_every_source_of_files_can_leave_out_what_it_cannot_read():
+    from modelwright.methods.sources import SOURCES
+    from modelwright.methods.sources._files import Files
+
+    kinds = [cls for kind in SOURCES.names() if issubclass(cls := SOURCES.load(kind), Files)]
+    assert kinds and all("on_bad" in cls.model_fields for cls in kinds)
+
+
+def test_what_the_trees_do_not_turn_on_is_told_too(tmp_path):
+    from modelwright.plan._advise_seen import seen
+    from modelwright.plan.probe import probe
+
+    rows = [{"prompt": f"write to person{n}@example.com", "completion": f"I wrote to her, case {n}."} for n in range(80)]
+    (tmp_path / "data").mkdir()
+    for name, found in (("train", rows), ("test", rows[:40])):
+        (tmp_path / "data" / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in found))
+    found = seen([(tmp_path / "data", probe([tmp_path / "data"]))], tmp_path)
+    answer = advise(Known(Situation(**found.fields), found.origins), T4, files=found.files)
+    assert any("`pii`" in text for text in answer.remarks)
+    assert any("train on one of them alone" in text for text in answer.remarks), answer.remarks
+
+
 @pytest.mark.parametrize(("name", "kind"), [("labels", "texts"), ("spans", "words")])
 def test_labels_are_found_in_data(folder, name, kind):
     from modelwright.plan._advise_seen import seen
@@ -263,12 +314,14 @@ def test_the_command_as_json_and_page(folder, capsys, monkeypatch):
     args = ["rows.jsonl", "--device", "t4", "--goal", "behaviour", "--task", "<b>x</b>", "--json", "--html", "page.html"]
     _, out = run_command(args, capsys)
     tree = json.loads(out)
+    assert tree["data"][0]["path"] == "rows.jsonl" and tree["data"][0]["rows"]
     assert tree["recipe"] == "advised.yaml" and tree["trees"][0]["path"][0]["how"] == "flag"
     assert {row["role"] for row in tree["methods_side_by_side"]} == {"advised", "turned down"}
     columns = {"cost", "memory", "energy", "data", "data quality", "deployment", "time"}
     assert columns <= set(tree["methods_side_by_side"][0])
     page = (folder / "page.html").read_text()
     assert "<svg" in page and "<script" not in page and "default-src 'none'" in page and "SFT" in page
+    assert "What is in rows.jsonl" in page and "length of answers" in page
 
 
 def test_the_command_refuses_what_it_cannot_do(folder, capsys, monkeypatch):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 import textwrap
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modelwright.cli._output import print_table
@@ -14,6 +16,10 @@ if TYPE_CHECKING:
     from modelwright.core.estimate import Machine
     from modelwright.plan._advise_tree import Step, Walk
     from modelwright.plan.advise import Advised
+    from modelwright.plan.probe import Probed
+
+    Looks = Sequence[tuple[Path, Probed]]
+    """What was looked at, and what was found there."""
 
 FROM = {
     "flag": "your option",
@@ -25,11 +31,12 @@ FROM = {
     "assumed": "assumed",
 }
 """Where an answer came from, in words."""
+EVIDENCE_CHARS = 100
 TREES = {"method": "What to do", "weights": "Which weights", "shape": "Which shape", "deploy": "Where it runs"}
 
 
-def show(found: Advised, machine: Machine, written: str, device: str) -> None:
-    """`device`: how the machine was named, as options; '' for this one."""
+def show(found: Advised, machine: Machine, written: str, device: str, looks: Looks = ()) -> None:
+    """`device`: how the machine was named, as options; '' for this one. `looks`: what was found in the user's data."""
     width = min(110, shutil.get_terminal_size((100, 20)).columns)
     print("; ".join(walk.end.title for walk in found.walks))
     for walk in found.walks:
@@ -38,6 +45,9 @@ def show(found: Advised, machine: Machine, written: str, device: str) -> None:
         print(f"  not here yet: {', '.join(missing)}")
     if found.chosen is not None:
         print(_folded(start(found, machine), width, "  "))
+    for title, rows in data_tables(looks):
+        print()
+        print_table(rows, title=CONTROL.sub("", title))
     for walk in found.walks:
         print(f"\n{TREES[walk.tree]}")
         print("\n".join(_picture(walk, width)))
@@ -55,6 +65,21 @@ def show(found: Advised, machine: Machine, written: str, device: str) -> None:
     for remark in found.remarks:
         print(textwrap.fill(f"- {remark}", width, subsequent_indent="  "))
     print(f"\nwrote {written}\nnext: modelwright plan {written}{device}" if written else f"\nno recipe: {found.no_recipe}")
+
+
+def data_tables(looks: Looks) -> list[tuple[str, list[dict[str, str]]]]:
+    """What was found in each file or folder, under its title, without the control characters of the user's texts."""
+    return [
+        (
+            f"What is in {path}",
+            [{name: _short(CONTROL.sub("", value)) for name, value in row.items()} for row in found.table()],
+        )
+        for path, found in looks
+    ]
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= EVIDENCE_CHARS else f"{text[: EVIDENCE_CHARS - 1]}…"
 
 
 def side_by_side(found: Advised) -> str:
@@ -107,7 +132,7 @@ def origin(step: Step) -> str:
     return FROM[step.how] + (f": {said}" if said else "")
 
 
-def page(found: Advised, machine: Machine) -> str:
+def page(found: Advised, machine: Machine, looks: Looks = ()) -> str:
     """The same as a page."""
     from modelwright.plan._advise_facts import data
     from modelwright.plan.advise import published
@@ -130,6 +155,7 @@ def page(found: Advised, machine: Machine) -> str:
             "; ".join(walk.end.title for walk in found.walks),
             tuple(facts),
             tuple(method.title for method in found.methods if not method.here),
+            tuple((title, tuple(rows)) for title, rows in data_tables(looks)),
             tuple(paths),
             tuple(turned_down(found)),
             side_by_side(found),
@@ -142,13 +168,14 @@ def page(found: Advised, machine: Machine) -> str:
     )
 
 
-def tree(found: Advised, machine: Machine, written: str) -> dict[str, Any]:
+def tree(found: Advised, machine: Machine, written: str, looks: Looks = ()) -> dict[str, Any]:
     """The same for programs."""
     return {
         "title": found.title,
         "methods": [{"name": m.name, "title": m.title, "here": m.here, "file": m.file} for m in found.methods],
         "start": start(found, machine) if found.chosen is not None else None,
         "machine": machine.name,
+        "data": [{"path": str(path), **look.to_json()} for path, look in looks],
         "trees": [
             {
                 "tree": walk.tree,

@@ -12,6 +12,7 @@ from modelwright.cli._output import check_place, print_json, write_page
 from modelwright.core.errors import UserError
 
 if TYPE_CHECKING:
+    from modelwright.cli._advise_print import Looks
     from modelwright.core.estimate import Machine
     from modelwright.plan._advise_seen import Seen
     from modelwright.plan.advise import Advised, Known
@@ -126,20 +127,21 @@ def main(args: list[str]) -> int:
 
         known = interview(known, bool(given.data))
     found = _advised(known, machine, given, seen, out)
-    return _told(found, machine, given, out)
+    return _told(found, machine, given, out, seen.looks if seen is not None else ())
 
 
-def _told(found: Advised, machine: Machine, given: argparse.Namespace, out: Path) -> int:
+def _told(found: Advised, machine: Machine, given: argparse.Namespace, out: Path, looks: Looks) -> int:
     from modelwright.cli import _advise_print as printing
 
     written = _write(found.recipe, out) if found.recipe else ""
     if given.html:
-        write_page(given.html, printing.page(found, machine))
+        write_page(given.html, printing.page(found, machine, looks))
     if given.json:
-        print_json(printing.tree(found, machine, written))
+        print_json(printing.tree(found, machine, written, looks))
     else:
         several = f" --devices {given.devices}" if given.devices > 1 else ""
-        printing.show(found, machine, written, f" --device {given.device}{several}" if given.device else "")
+        device = f" --device {given.device}{several}" if given.device else ""
+        printing.show(found, machine, written, device, looks)
         if given.html:
             print(f"page: {given.html}")
     return 0

@@ -24,10 +24,19 @@ HEAD_EPOCHS = 2
 """Of classifiers: 2 to 4 (Devlin et al. 2018, arXiv:1810.04805, appendix A.3)."""
 SCRATCH_EPOCHS = 4
 """Passes over text that are nearly as good as new text (Muennighoff et al. 2023, arXiv:2305.16264)."""
+MOST_UNREADABLE, USUAL_UNREADABLE = 0.5, 0.05
+"""Share of a file's rows that cannot be read, above which it is to be mended first; and that a curation bears by itself."""
 TEXT_LENGTH = 1024
 """Tokens of a piece of text."""
 FEW_TESTS = 400
 """Rows that are held out to measure on: a share is then known to five points (half of the 95 % interval at one half)."""
+
+
+class Unreadable(NamedTuple):
+    """Rows, or files, that a source would stop at."""
+
+    share: float
+    said: str
 
 
 class Files(NamedTuple):
@@ -51,6 +60,15 @@ class Files(NamedTuple):
     near_copies: bool = False
     unknown: tuple[str, ...] = ()
     """Rows in no known layout: no recipe can read them before they are converted."""
+    broken: Mapping[str, Unreadable] = {}
+    """Path -> what of it cannot be read, where there is any."""
+    said: tuple[str, ...] = ()
+    """What else to know of the data."""
+
+    @property
+    def hopeless(self) -> list[str]:
+        """What no recipe should be written for: most of it cannot be read."""
+        return [f"{path}: {found.said}" for path, found in self.broken.items() if found.share > MOST_UNREADABLE]
 
     def names(self) -> tuple[str, ...]:
         """Every name of the user's that a recipe would hold."""
@@ -183,13 +201,23 @@ def _held(wanted: Wanted) -> str:
 
 
 def _data(name: str, paths: Sequence[str], files: Files, why: str) -> _Part:
-    kinds = [{"kind": kind, "path": path} for path in paths for kind in files.sources.get(path, ("jsonl",))]
+    lost = {path: files.broken[path] for path in paths if path in files.broken}
+    kinds = [
+        {"kind": kind, "path": path} | ({"on_bad": "drop"} if path in lost else {})
+        for path in paths
+        for kind in files.sources.get(path, ("jsonl",))
+    ]
     steps: list[Any] = ["exact_dedup"]
     if name == "texts" or files.near_copies:
         steps.append({"kind": "minhash", "threshold": 0.8})
     test = min(0.1, max(0.01, round(FEW_TESTS / max(files.amounts.get(name, 1000.0), 1), 2)))
     split = {"test": test, "validation": round(max(test / 2, 0.01), 3)}
-    return _Part(name, why, {"kind": "curate", "source": kinds[0] if len(kinds) == 1 else kinds, "steps": steps, "split": split})
+    tree: dict[str, Any] = {"kind": "curate", "source": kinds[0] if len(kinds) == 1 else kinds, "steps": steps, "split": split}
+    if lost:
+        why += f" What cannot be read is left out and counted: {'; '.join(f'{path}: {one.said}' for path, one in lost.items())}."
+    if (most := max((one.share for one in lost.values()), default=0.0)) > USUAL_UNREADABLE:
+        tree["limits"] = {"max_unreadable_frac": round(most + USUAL_UNREADABLE, 2)}
+    return _Part(name, why, tree)
 
 
 def _vocab(wanted: Wanted, chats: bool) -> dict[str, Any]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from modelwright.plan._advise_recipe import Files
+from modelwright.plan._advise_recipe import Files, Unreadable
 from modelwright.plan._advise_tree import How
 from modelwright.plan._probe_facts import Share
-from modelwright.plan._probe_read import source_of
+from modelwright.plan._probe_read import LEFT_OUT, source_of
 from modelwright.plan.probe import Probed
 
 SPOKEN_FRAC = 0.05
@@ -36,6 +36,8 @@ class Seen(NamedTuple):
     fields: dict[str, Any]
     origins: dict[str, tuple[How, str]]
     files: Files
+    looks: tuple[tuple[Path, Probed], ...] = ()
+    """All that was found, by what was looked at."""
 
 
 def seen(looks: Sequence[tuple[Path, Probed]], folder: Path) -> Seen:
@@ -81,7 +83,35 @@ def seen(looks: Sequence[tuple[Path, Probed]], folder: Path) -> Seen:
     for field, value, said in _shares(looks):
         fields[field], evidence[field] = value, said
     origins: dict[str, tuple[How, str]] = {field: ("data", said) for field, said in evidence.items()}
-    return Seen(fields, origins, _files(looks, files, label)._replace(amounts=amounts, sources=sources))
+    told = _files(looks, files, label)._replace(
+        amounts=amounts,
+        sources=sources,
+        broken={written(path, folder): bad for path, found in looks if (bad := _unreadable(found)) is not None},
+        said=tuple(text for path, found in looks for text in _said(path, found)),
+    )
+    return Seen(fields, origins, told, tuple(looks))
+
+
+def _unreadable(found: Probed) -> Unreadable | None:
+    """What a source would stop at; a layout leaves rows out by itself."""
+    bad = [share for share in found.broken if share.name != LEFT_OUT]
+    if not bad:
+        return None
+    first = f", {bad[0].samples[0]}" if bad[0].samples else ""
+    count = sum(share.count for share in bad)
+    return Unreadable(count / bad[0].of, f"{count:,} of {bad[0].of:,} cannot be read ({bad[0].name}{first})")
+
+
+def _said(path: Path, found: Probed) -> Iterator[str]:
+    """What the trees do not turn on."""
+    if left := [share for share in found.broken if share.name == LEFT_OUT]:
+        yield f"{path}: {left[0]} rows are left out, as their layout has it ({'; '.join(left[0].samples[:1])})"
+    for share in found.personal:
+        if share.count:
+            yield f"{path}: {share} texts have {share.name} in them: a step `pii` takes such out"
+    for overlap in found.overlaps:
+        if overlap.rows.count:
+            yield f"{path}: {overlap.rows} rows of {overlap.right} are in {overlap.left}, too: train on one of them alone"
 
 
 def _roles(found: Probed) -> dict[str, Share]:

@@ -96,13 +96,14 @@ def _reasons(found: Answered) -> Iterator[str]:
     if odd := [text for text in (*files.names(), *files.unknown, found.situation.start) if not text.isprintable()]:
         yield f"{odd[0]!r} has characters that no recipe of mine writes: rename it"
     lacks = [_DATA[of] for of in dict.fromkeys(_NEEDS.get(name, "labelled") for name in found.methods) if not getattr(files, of)]
+    yield from files.hopeless
     if lacks and files.unknown:
         named = "name its keys in `modelwright convert --from`, which writes one that is"
         yield f"{', '.join(files.unknown)} is in no layout that is known: {named}"
     if files.buried and {"classify", "regress"} & {*found.methods}:
         yield f"labels lie in `{files.label_key}`, where no objective reads them: put them at the top of each row"
     if lacks:
-        yield f"a recipe needs your data: name the files ({', '.join(lacks)}), not a folder of several sorts"
+        yield f"a recipe needs your data: name the files ({', '.join(lacks)}); of a folder of several sorts, each by itself"
     if found.made is None and not found.start:
         yield "a recipe needs a model to start from: name it with --start"
     if found.start.startswith("hf:") and not re.search(r"@[0-9a-f]{40}$", found.start):

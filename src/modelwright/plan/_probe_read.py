@@ -36,6 +36,8 @@ NAMED = _files.TEXTS + _rows.ROWS + _files.ZIP
 _LAID_OUT = _rows.ROWS + _files.ZIP
 """Endings of files that hold rows, or may."""
 
+LEFT_OUT = "left out by the layout"
+"""Reason of rows that a layout reads and has no use for."""
 UNFIT = "not the layout"
 """Reason of rows that are objects, and not such as the rest of their file."""
 
@@ -286,7 +288,7 @@ class Reader:
             for record in layout.records(raw, place):
                 yield self._looked(record.id, raw, record)
         except LeftOut as choice:
-            yield Fault(self._number, place, "left out by the layout", str(choice))
+            yield Fault(self._number, place, LEFT_OUT, str(choice))
         except ValueError as error:
             yield self._looked(place, raw, None)
             yield Fault(self._number, place, UNFIT, str(error))

@@ -88,8 +88,9 @@ def advise(
         walks.append(walk(trees()["deploy"], Known(s, origins)))
     names = tuple(dict.fromkeys(name for one in walks for name in one.end.methods))
     used = tuple(method(name) for name in names)
-    remarks = (*_first(chosen), *_remarks(s, found, gains), *_would_fit(walks, s, machine))
-    answered = Answered(s, tuple(walks), used, chosen, made, machine, files or Files())
+    told = files or Files()
+    remarks = (*_first(chosen), *_of_data(told), *_remarks(s, found, gains), *_would_fit(walks, s, machine))
+    answered = Answered(s, tuple(walks), used, chosen, made, machine, told)
     no_recipe = why_not(answered)
     text = "" if no_recipe else written(answered, name)
     unit = chosen or sizes.choose(Situation(), machine, "sft")
@@ -129,6 +130,12 @@ def _remarks(s: Situation, found: Update, gains: tuple[Gain, ...]) -> tuple[str,
     if s.private:
         said.append("data may not leave this machine: no paid API is advised to write or judge answers")
     return tuple(said)
+
+
+def _of_data(files: Files) -> Iterator[str]:
+    """What to know of the data beside what the trees asked."""
+    yield from (f"{path}: {found.said}" for path, found in files.broken.items())
+    yield from files.said
 
 
 def _first(chosen: sizes.Chosen | None) -> Iterator[str]:

@@ -46,6 +46,8 @@ class Advice(NamedTuple):
     facts: tuple[tuple[str, str], ...]
     missing: tuple[str, ...]
     """Methods that are not here yet."""
+    data: tuple[tuple[str, tuple[dict[str, str], ...]], ...]
+    """What was found in the user's data: a title, and rows of a table."""
     paths: tuple[Path, ...]
     turned_down: tuple[dict[str, str], ...]
     side_by_side: str
