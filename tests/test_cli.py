@@ -149,3 +149,32 @@ def test_a_page_that_cannot_be_written_is_told_before_the_work(recipe, tmp_path,
     shown = capsys.readouterr()
     assert f"{place} cannot be written" in shown.err and not shown.out
     assert sorted(tmp_path.iterdir()) == before and not list((tmp_path / "folder").iterdir())
+
+
+IMPOSSIBLE = """
+name: r
+stages:
+  corpus: {kind: curate, source: {kind: jsonl, path: ./rows.jsonl}}
+  vocab: {kind: tokenizer, data: corpus, method: {kind: bpe, size: 300}}
+  base:
+    kind: train
+    data: corpus
+    vocab: vocab
+    model: {kind: llama, depth: 1, hidden: 16, heads: 1}
+    objective: next_token
+    length: 64
+    steps: 2
+  longer: {kind: train, start: base, data: corpus, objective: next_token, length: 128, steps: 2}
+"""
+
+
+@pytest.mark.parametrize("command", ["plan", "run"])
+def test_what_the_recipe_shows_to_be_impossible_is_refused_before_any_work(command, tmp_path, monkeypatch, capsys):
+    """A plan said nothing of rows longer than the start sees; the run said it when the start was trained, and blamed that."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "r.yaml").write_text(IMPOSSIBLE)
+    (tmp_path / "rows.jsonl").write_text('{"text": "some words to learn"}\n' * 20)
+    assert main([command, "r.yaml", "--store", str(tmp_path / "store")]) == 2
+    told = capsys.readouterr()
+    assert "stages.longer: `length` 128 is more than the 64 tokens" in told.err and "set `length: 64`" in told.err
+    assert "failed" not in told.out and not list((tmp_path / "store").glob("model/*"))

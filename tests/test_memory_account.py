@@ -158,6 +158,13 @@ def test_what_costs_memory_costs_it(larger: dict[str, Any], smaller: dict[str, A
     assert held("llama", **larger) > held("llama", **smaller)
 
 
+@pytest.mark.parametrize("kind", SIZES)
+def test_a_plan_knows_how_many_tokens_a_model_will_see(kind: str) -> None:
+    found = stage(kind).resolve(given(kind)).estimate(given(kind)).facts[""]
+    config = ARCHITECTURES.load(kind)(**SIZES[kind]).config(VOCAB, 48)  # type: ignore[attr-defined]
+    assert found.context == getattr(config, "max_position_embeddings", None)
+
+
 def test_a_card_holds_the_training_and_the_host_the_rest() -> None:
     card = HERE._replace(device="cuda", devices=1, device_memory_bytes=80e9)
     found = stage("llama", device="cuda").resolve(given("llama", card)).estimate(given("llama", card))

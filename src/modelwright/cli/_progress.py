@@ -60,15 +60,18 @@ class Screen:
             self._line(f"      check failed: {fields['check']}: {fields['detail']}", "red")
 
     def finished(self, state: str, detail: str) -> None:
-        """The stage that was begun has ended."""
+        """The stage that was begun has ended; nothing is told where none was."""
+        if not (stage := self._stage):
+            return
+        self._stage = ""
         mark, style = {"made": ("made  ", "bold green"), "cached": ("cached", "green")}.get(state, ("failed", "bold red"))
         self._drop_bar()
         if self._terminal:
             from rich.markup import escape
 
-            self._console.print(f"  [{style}]{mark}[/]  [bold]{self._stage:<14}[/] [dim]{escape(detail)}[/]")
+            self._console.print(f"  [{style}]{mark}[/]  [bold]{stage:<14}[/] [dim]{escape(detail)}[/]")
         else:
-            print(f"  {mark}  {self._stage:<14} {detail}", flush=True)
+            print(f"  {mark}  {stage:<14} {detail}", flush=True)
 
     def _on_stage(self, fields: dict[str, Any]) -> None:
         self._index += 1

@@ -28,6 +28,10 @@ class UserErrors(UserError):
         super().__init__("\n".join(str(e) for e in errors))
 
 
+class Impossible(UserError):
+    """A stage that the recipe alone shows to be impossible: refused before any work, not when its turn comes."""
+
+
 class StageFailed(UserError):
     """A stage could not be made; those before it are kept. The command exits with 1."""
 

@@ -15,13 +15,25 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from modelwright.core.errors import StageFailed, UserError, UserErrors
+from modelwright.core.errors import Impossible, StageFailed, UserError, UserErrors
 from modelwright.core.estimate import Estimate, Given, Machine
 from modelwright.core.events import Listener, Log
 from modelwright.core.external import hub_files
 from modelwright.core.measure import Laps, Meter, cores
 from modelwright.core.parallel import Parallel
-from modelwright.core.predict import Adjust, after, as_told, facts_of, givens, imported, left_for, paths_of, predict, within
+from modelwright.core.predict import (
+    Adjust,
+    after,
+    as_told,
+    estimated,
+    facts_of,
+    givens,
+    imported,
+    left_for,
+    paths_of,
+    predict,
+    within,
+)
 from modelwright.core.recipe import Loaded
 from modelwright.core.remote import remote_files
 from modelwright.core.spec import kind_of
@@ -92,6 +104,8 @@ def _look_ahead(steps: Sequence[Step], loaded: Loaded, machine: Machine, adjust:
     parallel = runtime.parallel or Parallel()
     try:
         estimates = predict(steps, machine, seed, adjust, parallel, runtime.memory)
+    except Impossible:
+        raise
     except UserError:
         return
     given, refused = givens(steps, estimates, machine, seed, parallel, runtime.memory), []
@@ -136,7 +150,7 @@ def _make(
     runtime = loaded.recipe.runtime
     machine = within(machine, step.stage, runtime.memory)
     given = Given(machine, facts, loaded.recipe.seed, runtime.parallel or Parallel(), paths_of(step))
-    expected = step.stage.estimate(given)
+    expected = estimated(step, given)
     expected = after(adjust(kind, imported(expected) if "torch" in sys.modules else expected), left_for(expected))
     listener("stage", {"stage": step.name, "state": "running", "key": step.key, "kind": kind, "seconds": expected.seconds.value})
     if said := look(step, given, expected):

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from modelwright.core.beginnings import held
+from modelwright.core.errors import UserError
 from modelwright.core.estimate import BEGIN_BYTES, IMPORTS, TORCH, Estimate, Facts, Given, Machine, Quantity
 from modelwright.core.measure import held_bytes
 from modelwright.core.parallel import Parallel
@@ -41,7 +42,7 @@ def predict(
     loaded = {name: size for name, size in TORCH.items() if name in sys.modules}
     for step in steps:
         given = Given(within(machine, step.stage, memory), _parent_facts(step, facts), seed, parallel, paths_of(step))
-        expected = step.stage.estimate(given)
+        expected = estimated(step, given)
         if step.artifact is None:
             expected, spent = (imported(expected) if spent else expected), spent or _imports(expected)
         left_bytes = sum(size for name, size in loaded.items() if name not in expected.leaves)
@@ -50,6 +51,14 @@ def predict(
             loaded |= expected.leaves
         facts[step.name] = estimates[step.name].facts if step.artifact is None else _measured(step.artifact)
     return estimates
+
+
+def estimated(step: Step, given: Given) -> Estimate:
+    """What the stage itself says; what it refuses, with its place."""
+    try:
+        return step.stage.estimate(given)
+    except UserError as error:
+        raise type(error)(error.what, error.why, error.fix, error.where or f"stages.{step.name}") from error
 
 
 def _imports(estimate: Estimate) -> bool:

@@ -108,9 +108,7 @@ def cost(load: Load, machine: Machine, unknown: str) -> Estimate:
     disk = left.params * 4.0 + (params + load.added) * 4.0 + trained * load.state_bytes_per_param + 6.0 * (load.data_tokens or 0)
     disk += 40.0 * load.rows + (trained * 4.0 if load.keep_best else 0.0)
     assumed = f"; assumed {unknown}" if unknown else ""
-    facts = Facts(
-        type="model", tokens=tokens, bytes=left.params * 4.0, shape=left, head=load.head, context=load.context or load.length
-    )
+    facts = Facts(type="model", tokens=tokens, bytes=left.params * 4.0, shape=left, head=load.head, context=load.context)
     found = estimate(
         sum(span.seconds for span in spans),
         ", ".join(f"{span.name} {span.seconds:.3g} s ({span.why})" for span in spans)

@@ -10,6 +10,7 @@ from modelwright.core.stage import Run
 from modelwright.methods.architectures import shape_of
 from modelwright.stages._train_arranged import arranger
 from modelwright.stages._train_layouts import not_own
+from modelwright.stages._train_start import check_length
 from modelwright.stages._train_text import Text
 
 if TYPE_CHECKING:
@@ -60,13 +61,7 @@ def open_model(stage: Training, run: Run, device: torch.device | None = None) ->
             stage.model.config(len(text.tokenizer), stage.length), stage.objective.head, stage.objective.settings()
         )
         stage.model.initialise(model)
-    context = getattr(model.config, "max_position_embeddings", None)
-    if context is not None and stage.length > context:
-        raise UserError(
-            f"`length` {stage.length} is more than the {context} tokens that the start can see",
-            "its positions end there",
-            f"set `length: {context}` or less",
-        )
+    check_length(stage.length, getattr(model.config, "max_position_embeddings", None))
     if len(text.tokenizer) > models.core(model).get_input_embeddings().weight.shape[0]:
         raise UserError(
             "the tokenizer has more tokens than the model has embeddings", f"in {stage.start}", "use the model's own tokenizer"

@@ -11,7 +11,6 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from modelwright.core.errors import UserError
 from modelwright.core.estimate import Estimate, Facts, Given, Shape
 from modelwright.core.memory import micro_tokens, state_of_each
 from modelwright.core.memory.weights import Weight, weights_of
@@ -30,9 +29,7 @@ from modelwright.stages import _train_cost as costs
 from modelwright.stages import _train_layouts as layouts
 from modelwright.stages._train_memory import Row
 from modelwright.stages._train_spec import CACHE, CHECKPOINT
-
-OPENS_AS = {"causal": ("causal", "sequence", "tokens", "vectors"), "masked": ("masked", "sequence", "tokens", "vectors")}
-"""Head that a model was trained with -> those that it can be opened with (`Objective.head`); others open as what they are."""
+from modelwright.stages._train_start import check_start
 
 ADAMW: Any = "adamw"
 COSINE: Any = "cosine"
@@ -309,21 +306,9 @@ class Train(Stage):
         size = vocab.rows
         return self.model.shape(int(size or 8192)), "" if size else "a vocabulary of 8,192 tokens"
 
-    def _check_start(self, given: Given) -> None:
-        """UserError for a start that is known to have another head than the objective needs."""
-        if self.start is None or self.start not in given.parents:
-            return
-        has = given.parents[self.start].head
-        if has is not None and self.objective.head not in (known := OPENS_AS.get(has, (has,))):
-            raise UserError(
-                f"{self.start} has a `{has}` head, and this objective needs a `{self.objective.head}` one",
-                f"it can be opened with: {', '.join(known)}",
-                "choose another objective, or another `start`",
-            )
-
     def estimate(self, given: Given) -> Estimate:
         self.objective.row_tokens(self.length)  # refuses what cannot fit
-        self._check_start(given)
+        check_start(self, given)
         shape, assumed_shape = self.shape(given.parents)
         layouts.check(self, shape, given.parallel)
         if self.compile and not self.own(shape):
@@ -366,11 +351,17 @@ class Train(Stage):
             asks=self.objective.asks,
             offload=self.offload,
             chars=sum(f.chars if f.chars is not None else f.bytes or 0.0 for f in facts),
-            context=given.parents.get(self.start or "", Facts(type="model")).context,
+            context=self._context(given),
             chats=self.objective.needs in ("answers", "pairs"),
             like=self._like(),
         )
         return costs.cost(load, self._on(given).machine, ", ".join(filter(None, (assumed_shape, assumed_tokens))))
+
+    def _context(self, given: Given) -> float | None:
+        """Tokens that the model can see, where that is known and has an end."""
+        if self.start is not None:
+            return given.parents.get(self.start, Facts(type="model")).context
+        return self.length if self.objective.head != "seq2seq" else None
 
     def _like(self) -> str:
         parts = (self.objective, *((self.adapter,) if self.adapter is not None else ()))
