@@ -247,6 +247,39 @@ def test_cards_wait_for_their_host_and_tell_each_other_gradients(made):
     assert passed(shape, card, 1e6, 20.0, 1024.0).called_s > 0 == passed(shape, card, 1e6, 512.0, 32768.0).called_s
 
 
+def test_flash_attention_is_one_call_for_all_documents(made):
+    """Short rows were as slow on an H100 as on a T4, for calls that are not made."""
+    shape = next(row.estimate for row in made().plan("t4").rows if row.stage == "base").facts[""].shape
+    new, old = devices.named("a100-80"), devices.named("t4")
+    few, many = (passed(shape, new, 1e6, row, 32768.0, precision="bf16").called_s for row in (512.0, 20.0))
+    assert few == many == 0 < passed(shape, new, 1e6, 20.0, 32768.0, precision="fp32").called_s
+    assert passed(shape, old, 1e6, 20.0, 32768.0, precision="fp16").called_s > 0
+
+
+def test_what_processes_wait_and_tell_each_other_is_in_the_time(made):
+    """A pipeline was planned as if nobody waited: at eight processes and eight micro-batches a step half of the time."""
+    alone = made().plan("a100-80").rows[2].estimate
+    shape, tokens = alone.facts[""].shape, alone.facts[""].tokens
+
+    def spans(axis, *more):
+        where = (f"runtime.parallel={{{axis}: 2}}", "stages.base.micro_tokens=4096", *more)
+        found = load("r.yaml", *where).plan("a100-80", 2).rows[2].estimate
+        return {span.name: span.seconds for span in found.spans}
+
+    base, beside = spans("data"), {axis: spans(axis) for axis in ("shard", "context", "tensor", "pipeline")}
+    assert not {"steps waits", "steps travels"} & set(base)
+    line = beside["pipeline"]
+    steps_s = line["steps products"] + line["steps moves"] + line["steps calls"]
+    assert line["steps waits"] == pytest.approx(steps_s / 8), "one of eight micro-batches a step"
+    row = 4 * shape.hidden
+    assert beside["tensor"]["steps travels"] == pytest.approx(tokens * 12 * 4 * row / 300e9)
+    assert beside["context"]["steps travels"] == pytest.approx(tokens * 12 * 3 * row / 300e9), "as many keys as queries"
+    assert "steps exchange" in beside["context"] and "steps exchange" not in beside["tensor"]
+    model = "{kind: moe, depth: 12, hidden: 768, heads: 12}"
+    mixed = spans("expert", f"stages.base.model={model}")
+    assert mixed["steps travels"] == pytest.approx(tokens / 2 * 12 * 2 * 2 * 0.5 * row * 2 / 300e9)
+
+
 def test_the_cpu_is_planned_for_where_the_recipe_says_so(made):
     project = made()
     project.loaded.recipe.stages["base"] = project.recipe.stages["base"].model_copy(update={"device": "cpu"})

@@ -29,7 +29,7 @@ LAYER_S = 2e-3
 """Calls of a layer for tokens that are computed together, in each pass; no second core helps."""
 CARD_DOCUMENT_S, CARD_LAYER_S = 1e-4, 4e-4
 """The same where a card computes, assumed: its host issues kernels, each in about 10 microseconds, and the card waits where they
-are shorter."""
+are shorter. With flash attention all documents are one call (`nn/varlen.py`)."""
 
 
 class Passed(NamedTuple):
@@ -66,6 +66,8 @@ def passed(
     flops = tokens * passes * (forward + added_flops * target_frac)
     layers, card = shape.layers + shape.decoder_layers, machine.device != "cpu"
     document_s, layer_s = (CARD_DOCUMENT_S, CARD_LAYER_S) if card else (DOCUMENT_S, LAYER_S)
+    if machine.flash and machine.products(precision)[0] != "fp32" and not shape.decoder_layers:
+        document_s = 0.0  # one kernel attends in all documents
     calls = passes * (tokens / row_tokens * layers * document_s + tokens / at_once * (layers + 1) * layer_s)
     products = products_s(flops, shape.hidden, machine, precision)
     if card:

@@ -10,6 +10,7 @@ import math
 from typing import TYPE_CHECKING
 
 from modelwright.core.estimate import Machine, Span, imports
+from modelwright.core.memory.weights import head_width
 from modelwright.core.passes import Passed, passed, products_s
 from modelwright.core.units import count_text
 
@@ -67,16 +68,41 @@ def spans(load: Load, machine: Machine, steps: float, tokens: float) -> tuple[Sp
             found.append(Span(name, sum(_passed(load, machine, each)), f"{count_text(each)} tokens {why}"))
     if each := _exchange_s(load, machine):
         found.append(Span("steps exchange", steps * each, f"gradients, {count_text(steps)} times between processes"))
+    if travels := _travels_s(load, machine, tokens):
+        found.append(Span("steps travels", travels, f"what layers tell each other of {count_text(tokens)} tokens"))
+    if load.parallel.pipeline > 1:
+        filled = max(1.0, micros / steps / load.parallel.data)
+        empty = (load.parallel.pipeline - 1) / filled
+        why = f"processes of the pipeline, for {empty:.0%} of their work: {count_text(filled)} micro-batches a step go through"
+        found.append(Span("steps waits", empty * sum(steps_s), why))
     return tuple(found)
 
 
 def _exchange_s(load: Load, machine: Machine) -> float:
     """Of a step: gradients go around the ring twice (arXiv:1802.05799), and weights that are divided once more."""
-    whole, divided = load.parallel.data * load.parallel.expert, load.parallel.shard
+    spread = load.parallel
+    whole, divided = spread.data * spread.expert * spread.context, spread.shard
     if whole * divided == 1 or not machine.link_bytes_per_s:
         return 0.0
     rounds = 3 if divided > 1 else 2
-    return rounds * (1 - 1 / (whole * divided)) * 4.0 * (load.trainable + load.added) / machine.link_bytes_per_s
+    own = 4.0 * (load.trainable + load.added) / (spread.tensor * spread.pipeline)
+    return rounds * (1 - 1 / (whole * divided)) * own / machine.link_bytes_per_s
+
+
+def _travels_s(load: Load, machine: Machine, tokens: float) -> float:
+    """Of the training: in each layer two sums of the stream in each pass by `tensor` (arXiv:1909.08053, section 3), keys and
+    values gathered in both passes and their gradients home by `context` (arXiv:2407.21783, section 3.3.2), tokens to their
+    experts and back in both by `expert` (arXiv:2006.16668, section 3.2)."""
+    shape, spread = load.shape, load.parallel
+    if not machine.link_bytes_per_s:
+        return 0.0
+    row, size, passes = 4.0 * shape.hidden, (2.0 if load.half else 4.0), 2 + load.full
+    sums = 2 * passes * 2 * (1 - 1 / spread.tensor) * row
+    looked_at = (passes + 1) * 2 * (1 - 1 / spread.context) * size * head_width(shape) * shape.kv_heads
+    sent = 2 * passes * (1 - 1 / spread.expert) * row * shape.experts_per_token
+    layers = (shape.layers + shape.decoder_layers) / spread.pipeline
+    own = tokens / (spread.data * spread.shard * spread.expert)
+    return own * layers * (sums + looked_at + sent) / machine.link_bytes_per_s
 
 
 def _passes(load: Load) -> float:
