@@ -70,21 +70,22 @@ def test_two_processes_leave_what_one_leaves(parallel: Parallel, tmp_path: Path)
 
 @pytest.mark.slow
 def test_it_goes_on_in_another_layout(tmp_path: Path) -> None:
-    """To the bits it cannot: float32 sums in another order. `test_parallel.py` has the law, in float64."""
-    alone, told_alone, _ = made(tmp_path, "alone", Parallel(), steps=150)
+    """To the bits it cannot: float32 sums in another order, which this training makes 1 % of in 60 steps, moved or not.
+    `test_parallel.py` has the law, in float64."""
+    alone, told_alone, _ = made(tmp_path, "alone", Parallel(), steps=60)
     told: list[Any] = []
-    for parallel, stop_at in ((Parallel(data=2), 2), (Parallel(shard=2), 60), (Parallel(), 0)):
+    for parallel, stop_at in ((Parallel(data=2), 2), (Parallel(shard=2), 20), (Parallel(), 0)):
         try:
-            ours, events, _ = made(tmp_path, "moved", parallel, stop_at=stop_at, steps=150)
+            ours, events, _ = made(tmp_path, "moved", parallel, stop_at=stop_at, steps=60)
             told += events
         except KeyboardInterrupt:
             assert stop_at
-    assert any(event == "resumed" and fields["step"] >= 60 for event, fields in told)
+    assert any(event == "resumed" and fields["step"] >= 20 for event, fields in told)
     assert ours["tokens"] == alone["tokens"] and ours["target_tokens"] == alone["target_tokens"]
     losses, theirs = ({f["step"]: f["loss"] for e, f in events if e == "step"} for events in (told, told_alone))
     first = min(losses)
-    assert losses[first] == pytest.approx(theirs[first], rel=1e-3)
-    assert losses[150] == pytest.approx(theirs[150], rel=0.05)
+    assert losses[first] == pytest.approx(theirs[first], rel=1e-4)
+    assert losses[60] == pytest.approx(theirs[60], rel=0.05)
 
 
 @pytest.mark.parametrize(
