@@ -2,6 +2,7 @@
 
 import json
 import random
+import shlex
 from pathlib import Path
 
 import pytest
@@ -82,7 +83,11 @@ stages:
 # rule -> (overrides that fire it, the stage it fires for, overrides that are near and do not)
 STATIC = {
     "no-validation": (["stages.base.validation=null"], "base", ["stages.base.validation=null", "stages.score.model=base"]),
-    "too-many-epochs": (["stages.chat.epochs=3"], "chat", ["stages.chat.epochs=3", "stages.chat.patience=2"]),
+    "too-many-epochs": (
+        ["stages.chat.epochs=3"],
+        "chat",
+        ["stages.chat.epochs=3", "stages.chat.patience=2", "stages.chat.batch_tokens=512", "stages.chat.validate_every=2"],
+    ),
     "leak": (["stages.chat.validation=./chats.jsonl"], "chat", ["stages.chat.validation=./pairs.jsonl"]),
     "learning-rate": (["stages.aligned.optimizer.lr=0.01"], "aligned", ["stages.aligned.optimizer.lr=0.0001"]),
     "lora-alpha": (["stages.aligned.adapter.alpha=64"], "aligned", ["stages.aligned.adapter.alpha=32"]),
@@ -420,6 +425,49 @@ def test_every_optimizer_tells_published_rates_and_its_default_is_among_them():
 def test_epochs_are_told_from_steps_and_sources_too(overrides, field, folder):
     hits = [one for one in found(loads(CLEAN, overrides), folder / "store") if one.rule == "too-many-epochs"]
     assert [one.where.rpartition(".")[2] for one in hits] == ([field] if field else [])
+
+
+def test_rows_of_a_small_source_with_a_large_weight_are_seen_too_often(folder):
+    write(folder / "many.jsonl", chats(3000, 11))
+    both = "[{ref: ./chats.jsonl, weight: 0.5}, {ref: ./many.jsonl, weight: 0.5}]"
+    (hit,) = [
+        one
+        for one in found(loads(CLEAN, ["stages.chat.epochs=1", f"stages.chat.data={both}"]), folder / "store")
+        if one.rule == "too-many-epochs"
+    ]
+    assert hit.what.startswith("rows of ./chats.jsonl are used about 2") and hit.where.endswith(".data")
+    mended = ["stages.chat.epochs=1", shlex.split(hit.mend.partition("; or ")[0])[0]]
+    assert "./many.jsonl" in mended[1]
+    assert found(loads(CLEAN, mended), folder / "store") == []
+
+
+@pytest.mark.parametrize("patience", [None, 3, 1000])
+def test_an_early_stop_that_cannot_come_is_none(patience, folder):
+    """The 60 rows make twenty steps, and validations come every 100."""
+    few = [
+        "stages.chat.epochs=5",
+        "stages.chat.batch_tokens=512",
+        f"stages.chat.patience={'null' if patience is None else patience}",
+    ]
+    (hit,) = [one for one in found(loads(CLEAN, few), folder / "store") if one.rule == "too-many-epochs"]
+    assert ("nothing ends" in hit.what) is (patience is None)
+    for part in hit.mend.split("; or "):
+        assert found(loads(CLEAN, [*few, *part.split()]), folder / "store") == []
+    (hit,) = [one for one in found(loads(CLEAN, ["stages.chat.epochs=5"]), folder / "store") if one.rule == "too-many-epochs"]
+    assert hit.mend == "stages.chat.epochs=2", "three steps are over before any early stop"
+
+
+@pytest.mark.parametrize(
+    ("override", "stage"), [("stages.chat.validation=./chats.jsonl", "chat"), ("stages.score.data=rows:train", "score")]
+)
+@pytest.mark.parametrize("data", ["./chats.jsonl", "[{ref: ./chats.jsonl, epochs: 1}, {ref: ./news.jsonl, epochs: 1}]"])
+def test_the_split_that_mends_a_leak_can_be_typed(data, override, stage, folder):
+    """Of `data: ./chats.jsonl` there is no `data.0.ref`."""
+    given = ["stages.chat.epochs=null", "stages.chat.steps=2", f"stages.chat.data={data}", override]
+    (hit,) = [one for one in found(loads(CLEAN, given), folder / "store") if one.rule == "leak"]
+    said = shlex.split(hit.mend.replace("NAME", "rows").replace("STAGE", "rows").replace("`", ""))
+    typed = [word.rstrip(",") for word in said if word.startswith("stages.")]
+    assert typed and ("leak", stage) not in names(found(loads(CLEAN, [*given, *typed]), folder / "store"))
 
 
 def test_the_mending_override_mends(folder):

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -85,15 +86,42 @@ class Look(NamedTuple):
             tokens, rows = tokens + size, rows + fact.rows
         return tokens / rows
 
-    def epochs(self) -> float | None:
-        """Times that a usual row is used; None where too little is known."""
-        own = [mix.epochs for mix in self.stage.data if mix.epochs is not None]
-        if self.stage.epochs is not None or own:
-            return float(max([*own, self.stage.epochs or 0.0]))
-        sizes = [self._tokens(self.facts[mix.ref]) if mix.ref in self.facts else None for mix in self.stage.data]
+    def epochs(self) -> list[float | None]:
+        """Times that a row of each source is used, as `nn/order.py` shares the budget out; None where too little is known."""
+        stage, mixes = self.stage, self.stage.data
+        found: list[float | None] = [mix.epochs for mix in mixes]
+        free = [index for index, mix in enumerate(mixes) if mix.epochs is None]
+        if stage.epochs is not None and not self.is_weighted:
+            return [stage.epochs if one is None else one for one in found]
+        sizes = [self._tokens(self.facts[mix.ref]) if mix.ref in self.facts else None for mix in mixes]
         known = [size for size in sizes if size]
-        seen = float(self.stage.steps * self.stage.batch_tokens)
-        return seen / sum(known) if len(known) == len(sizes) else None
+        if not free or len(known) < len(mixes):
+            return found
+        pool = sum(known[i] for i in free) * stage.epochs if stage.epochs is not None else float(stage.steps * stage.batch_tokens)
+        pool -= sum(size * mix.epochs for size, mix in zip(known, mixes, strict=True) if mix.epochs and stage.epochs is None)
+        weights = {i: mixes[i].weight or known[i] for i in free}
+        for i in free:
+            found[i] = max(pool, 0.0) * weights[i] / sum(weights.values()) / known[i]
+        return found
+
+    @property
+    def is_weighted(self) -> bool:
+        return any(mix.weight is not None for mix in self.stage.data)
+
+    def steps(self) -> float | None:
+        """Of the training, where enough is known."""
+        if self.stage.steps is not None:
+            return float(self.stage.steps)
+        sizes = [self._tokens(self.facts[mix.ref]) if mix.ref in self.facts else None for mix in self.stage.data]
+        used = [size * times for size, times in zip(sizes, self.epochs(), strict=True) if size and times]
+        return sum(used) / self.stage.batch_tokens if len(used) == len(sizes) else None
+
+    def data_with(self, index: int, **changes: Any) -> str:
+        """The override that changes one source of `data` and leaves the others."""
+        mixes = [mix.model_dump(exclude_none=True, include={"ref", "weight", "epochs"}) for mix in self.stage.data]
+        mixes[index] |= changes
+        value = mixes[0]["ref"] if len(mixes) == 1 and len(mixes[0]) == 1 else json.dumps(mixes)
+        return shlex.quote(f"{self.path('data')}={value}")
 
     def _tokens(self, fact: Facts) -> float | None:
         if fact.tokens is not None:

@@ -46,7 +46,7 @@ def _leak(look: Look) -> Iterator[Fault]:
                 yield Fault(
                     ("data", index),
                     f"{ref} is what {name!r} was trained on",
-                    f"{look.path(f'data.{index}.ref')}=STAGE:test, from `split: {{test: 0.05}}` in the stage that makes the rows",
+                    f"{look.data_with(index, ref='STAGE:test')}, from `split: {{test: 0.05}}` in the stage that makes the rows",
                 )
 
 
@@ -54,7 +54,7 @@ def _leak_of_training(look: Look) -> Iterator[Fault]:
     held = refs_of(look.stage.validation)
     for index, ref in enumerate(refs_of(look.stage.data)):
         if any(look.same(ref, other) for other in held):
-            split = f"{look.path(f'data.{index}.ref')}=NAME:train {look.path('validation')}=NAME:validation"
+            split = f"{look.data_with(index, ref='NAME:train')} {look.path('validation')}=NAME:validation"
             yield Fault(
                 ("validation",),
                 f"`validation` is what `data` trains on: {ref}",

@@ -15,6 +15,8 @@ from modelwright.plan._lint import TUNED, Fault, Look, Rule
 
 MOST_EPOCHS, EPOCHS_ROOM = 2.0, 1.3
 """Epochs of a tuning; and how many times as many where they are estimated from characters, whose tokens differ by as much."""
+LOOKS, PATIENCE = 12, 3
+"""Validations of a training that is to end early, and after how many bad ones in a row."""
 RATE_ROOM = 5.0
 """How many times beyond published rates is let pass: models and data differ by about as much."""
 LEAST_SCALE, MOST_SCALE = 0.25, 4.0
@@ -27,22 +29,52 @@ one another (Karpukhin et al. 2020, DPR, arXiv:2004.04906, table 3: more in a ba
 
 def _epochs(look: Look) -> Iterator[Fault]:
     stage = look.stage
-    if not look.is_training or stage.objective.needs not in TUNED or stage.start is None or stage.patience:
+    if not look.is_training or stage.objective.needs not in TUNED or stage.start is None:
         return
-    epochs, said = look.epochs(), stage.steps is None
-    if epochs is None or epochs <= MOST_EPOCHS * (1 if said else EPOCHS_ROOM):
+    steps = look.steps()
+    if stage.patience and (steps is None or steps >= (stage.patience + 1) * stage.validate_every):
         return
-    if stage.epochs is not None:
-        field, limit = "epochs", f"{look.path('epochs')}=2"
-    elif said:
-        field, limit = "data", "`epochs: 2` at each source of `data`"
-    else:
-        field, limit = "steps", f"{look.path('steps')}={round(stage.steps * MOST_EPOCHS / epochs)}"
-    stop = f"{look.path('patience')}=3" if stage.validation is not None else "`validation` with `patience: 3`"
+    used = look.epochs()
+    index = max(range(len(used)), key=lambda i: used[i] or 0.0)
+    epochs, mix = used[index] or 0.0, stage.data[index]
+    said = mix.epochs is not None or (stage.epochs is not None and not look.is_weighted)
+    if epochs <= MOST_EPOCHS * (1 if said else EPOCHS_ROOM):
+        return
+    shared = mix.weight is not None and min(one or 0.0 for one in used) <= MOST_EPOCHS
+    field, limit = _fewer(look, index, epochs, shared)
+    rows = f"rows of {mix.ref} are" if shared else "each row is"
+    ends = "nothing ends the training early"
+    if stage.patience:
+        ends = f"`patience: {stage.patience}` cannot end {steps:.0f} steps that are measured every {stage.validate_every}"
     about = "" if said else "about "
-    yield Fault(
-        (field,), f"each row is used {about}{epochs:.1f} times, and nothing ends the training early", f"{limit}; or {stop}"
-    )
+    yield Fault((field,), f"{rows} used {about}{epochs:.3g} times, and {ends}", "; or ".join([limit, *_early_stop(look, steps)]))
+
+
+def _fewer(look: Look, index: int, epochs: float, shared: bool) -> tuple[str, str]:
+    """The field that asks for so many passes over a source, and what to write for two."""
+    stage, mix = look.stage, look.stage.data[index]
+    if mix.epochs is not None:
+        return "data", look.data_with(index, epochs=MOST_EPOCHS)
+    if shared:
+        weights = sum(one.weight for one in stage.data if one.weight is not None)
+        share = mix.weight / weights * MOST_EPOCHS / epochs
+        return "data", look.data_with(index, weight=round(share / (1 - share) * (weights - mix.weight), 4))
+    if stage.epochs is not None:
+        return "epochs", f"{look.path('epochs')}={stage.epochs * MOST_EPOCHS / epochs:.3g}"
+    return "steps", f"{look.path('steps')}={max(1, round(stage.steps * MOST_EPOCHS / epochs))}"
+
+
+def _early_stop(look: Look, steps: float | None) -> list[str]:
+    """Overrides with which validation can end the training: of ones that come too seldom, none is bad often enough."""
+    often = look.stage.validate_every
+    if steps is not None and steps < PATIENCE + 1:
+        return []
+    if steps is not None and steps < often * LOOKS:
+        often = max(1, int(steps / LOOKS))
+    changed = f" {look.path('validate_every')}={often}" if often != look.stage.validate_every else ""
+    if look.stage.validation is None:
+        return [f"{look.path('validation')}=STAGE:validation {look.path('patience')}={PATIENCE}{changed}"]
+    return [f"{look.path('patience')}={PATIENCE}{changed}"]
 
 
 def _rate(look: Look) -> Iterator[Fault]:
