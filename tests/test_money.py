@@ -280,6 +280,19 @@ def test_what_processes_wait_and_tell_each_other_is_in_the_time(made):
     assert mixed["steps travels"] == pytest.approx(tokens / 2 * 12 * 2 * 2 * 0.5 * row * 2 / 300e9)
 
 
+def test_processes_do_not_share_a_card(made):
+    """Eight processes on one card were planned as if each had one, at an eighth of the memory and the price."""
+    made()
+    eight = "runtime.parallel={data: 8}"
+    with pytest.raises(UserError, match="needs 8 cards") as found:
+        load("r.yaml", eight).plan("t4", 4)
+    assert found.value.fix.startswith("--devices 8")
+    whole, part = (load("r.yaml", f"runtime.parallel={{data: {count}}}").plan("t4", 8).notes for count in (8, 2))
+    assert "6 of 8 cards" in " ".join(part) and "of 8 cards" not in " ".join(whole)
+    assert load("r.yaml", eight, "stages.base.device=cpu", "stages.chat.device=cpu").plan("t4").parallel.data == 8
+    assert load("r.yaml", "runtime={parallel: {data: 8}, launch: slurm}").plan("t4").parallel.data == 8
+
+
 def test_the_cpu_is_planned_for_where_the_recipe_says_so(made):
     project = made()
     project.loaded.recipe.stages["base"] = project.recipe.stages["base"].model_copy(update={"device": "cpu"})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from modelwright.core.errors import UserErrors
+from modelwright.core.errors import UserError, UserErrors
 from modelwright.core.estimate import Estimate, Machine
 from modelwright.core.parallel import Parallel, elsewhere
 from modelwright.core.predict import Adjust, as_told, givens, known, predict
@@ -210,6 +210,26 @@ def spread(loaded: Loaded, steps: Sequence[Step], machine: Machine) -> Parallel:
     return by_data if all(need.fits for need in cards) else Parallel(shard=machine.devices)
 
 
+def _check_cards(parallel: Parallel, loaded: Loaded, steps: Sequence[Step], machine: Machine) -> None:
+    """UserError where processes of one machine would have to share a card, which they refuse when they start."""
+    todo = [step.stage for step in steps if step.artifact is None and step.stage.spreads]
+    on_cards = any(getattr(stage, "device", "") in ("auto", "cuda") for stage in todo)
+    many = machine.device == "cuda" and parallel.processes > machine.devices
+    if not many or not on_cards or elsewhere(loaded.recipe.runtime.launch):
+        return
+    raise UserError(
+        f"`parallel: {parallel}` needs {parallel.processes} cards, and the plan is for {machine.name}",
+        "each process needs a card of its own",
+        f"--devices {parallel.processes}, or fewer processes in `runtime.parallel`",
+    )
+
+
+def _idle(parallel: Parallel, machine: Machine) -> Iterator[str]:
+    if 1 < parallel.processes < machine.devices:
+        idle = machine.devices - parallel.processes
+        yield f"`parallel: {parallel}` leaves {idle} of {machine.devices} cards without work, and all of them are in the price"
+
+
 def of_run(loaded: Loaded, machine: Machine) -> Machine:
     """This machine, as a run takes it."""
     return machine._replace(apart=elsewhere(loaded.recipe.runtime.launch))
@@ -219,6 +239,8 @@ def predicted(loaded: Loaded, steps: Sequence[Step], on: Target, adjust: Adjust)
     """`adjust` is what runs here taught, and so for this machine alone."""
     runtime, machine = loaded.recipe.runtime, on.machine
     parallel = spread(loaded, steps, machine)
+    if on.device:
+        _check_cards(parallel, loaded, steps, machine)
     found = predict(steps, machine, loaded.recipe.seed, as_told if on.device else adjust, parallel, runtime.memory)
     return parallel, {name: on_card(one, machine) for name, one in found.items()}
 
@@ -257,7 +279,7 @@ def plan(loaded: Loaded, steps: Sequence[Step], on: Target, adjust: Adjust) -> P
         on.rent.told if on.rent else "",
         f"${bill.usd_per_kwh:g} a kWh ({bill.title}, {bill.date})" if own and bill and machine.power_w else "",
         parallel,
-        (*on.notes, *_notes(loaded, steps, estimates, own and not machine.power_w)),
+        (*on.notes, *_idle(parallel, machine), *_notes(loaded, steps, estimates, own and not machine.power_w)),
         tuple(sessions(rows, on)),
         unknown,
         short=tuple(_short(loaded, steps, on, adjust, parallel, estimates)),
