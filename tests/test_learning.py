@@ -12,7 +12,9 @@ import yaml
 import modelwright as mw
 from modelwright.cli.learn import DEVICES, planned
 from modelwright.cli.main import COMMANDS, main
+from modelwright.core.predict import predict
 from modelwright.plan import learning
+from modelwright.plan.machine import this_machine
 
 NAMES = learning.names()
 TINY = {
@@ -71,6 +73,34 @@ def test_recipes_have_no_pitfall(name: str, tmp_path: Path) -> None:
     for step in learning.read(name).steps:
         project = mw.load(learning.recipe(name, step), store=tmp_path)
         assert [(found.rule, found.where, found.what) for found in project.pitfalls(data=False)] == [], step.recipe
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nor_has_their_full_size_where_it_is_planned(name: str, tmp_path: Path) -> None:
+    """Answers were trained five and eleven times on each row, and nothing would have ended it early."""
+    path = learning.read(name)
+    for step in path.steps:
+        file = learning.recipe(name, step)
+        full = path.overrides(list(mw.load(file, store=tmp_path).recipe.stages))
+        for device in DEVICES:
+            plan = mw.load(file, *full, store=tmp_path).plan(device)
+            assert [(found.rule, found.where, found.what) for found in plan.pitfalls] == [], (step.recipe, device)
+            assert not plan.misfits()
+
+
+def test_how_much_larger_the_full_size_is_told_to_be(tmp_path: Path) -> None:
+    """Nine times the weights were told, and there were nearly thirteen; packages are told by name, not as the whole environment."""
+    path = learning.read("fast-track")
+    small, full = (mw.load(learning.recipe("fast-track", path.steps[0]), *more, store=tmp_path) for more in ((), _full(path)))
+    sizes = [predict(one.steps(), this_machine(), 0)["base"].facts[""].shape for one in (small, full)]
+    assert "over twelve times the weights" in path.about
+    assert sizes[0] is not None and sizes[1] is not None and 12 < sizes[1].params / sizes[0].params < 13
+    packages = {source["package"] for source in path.full["corpus.source"]}
+    assert all(package in path.about for package in packages - {"stdlib"})
+
+
+def _full(path: learning.LearningPath) -> list[str]:
+    return path.overrides(["corpus", "vocab", "base"])
 
 
 def test_they_are_written_whole_or_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
