@@ -89,7 +89,7 @@ def test_nor_has_their_full_size_where_it_is_planned(name: str, tmp_path: Path) 
 
 
 def test_how_much_larger_the_full_size_is_told_to_be(tmp_path: Path) -> None:
-    """Nine times the weights were told, and there were nearly thirteen; packages are told by name, not as the whole environment."""
+    """Nine times the weights were told, and there were nearly thirteen; the packages are told by name."""
     path = learning.read("fast-track")
     small, full = (mw.load(learning.recipe("fast-track", path.steps[0]), *more, store=tmp_path) for more in ((), _full(path)))
     sizes = [predict(one.steps(), this_machine(), 0)["base"].facts[""].shape for one in (small, full)]
