@@ -6,6 +6,7 @@ import subprocess
 import sys
 from datetime import date
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
@@ -526,6 +527,32 @@ def test_why_shows_parts_and_the_rule_of_thumb(made, capsys):
     out = capsys.readouterr().out
     assert "█" in out and "rule of thumb" in out and "optimizer" in out and "less than this account" in out
     assert "data sheet" in out, "where the rates come from"
+    assert re.search("at most .* of memory and .* of each card", out)
+
+
+def test_json_and_page_show_the_rule_of_thumb_too(made, capsys):
+    made()
+    assert main(["plan", "r.yaml", "--device", "t4", "--json", "--html", "p.html"]) == 0
+    stages = {stage["stage"]: stage for stage in json.loads(capsys.readouterr().out)["stages"]}
+    rule, parts = stages["base"]["rule_of_thumb"], stages["base"]["device_parts"]
+    weights = next(part["bytes"] for part in parts if part["name"] == "weights")
+    assert rule["bytes"] == pytest.approx(1.2 * weights) and rule["wrong"] and stages["vocab"]["rule_of_thumb"] is None
+    assert rule["error_frac"] == pytest.approx(rule["bytes"] / sum(part["bytes"] for part in parts) - 1)
+    assert Path("p.html").read_text().count("rule of thumb") == 2, "of both trainings"
+
+
+def test_what_an_earlier_stage_imports_is_told_so(made, monkeypatch):
+    """`time` named 4.5 seconds of imports in a stage of two."""
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    base, chat = (row.estimate.seconds for row in made().plan("t4").rows[2:4])
+    assert "without imports" in chat.why and "without imports" not in base.why
+
+
+def test_a_broken_limit_below_a_cent_is_told_in_digits(made):
+    """It said $0.00 of at most $0.00."""
+    with pytest.raises(UserError) as found:
+        made("budget: {usd: 0.0001}").plan("t4").refuse()
+    assert "of at most $0.0001," in found.value.what
 
 
 def test_the_page_is_escaped_and_has_no_scripts(made, tmp_path):

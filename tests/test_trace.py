@@ -232,7 +232,7 @@ def test_plan_exact_tells_every_training_stage(recipe: Path, capsys: pytest.Capt
 def test_plan_exact_tells_one_stage_for_people(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert plan(recipe, "--stage", "wide", "--device", "t4") == 0
     out = capsys.readouterr().out
-    assert "wide: " in out and "closed form: " in out and "weights" in out and "base: " not in out
+    assert "wide: " in out and "closed form: " in out and "rule of thumb" in out and "weights" in out and "base: " not in out
     assert "NVIDIA T4: " in out and " reserved (" in out and "in gaps" in out
     (off,) = re.findall(r"closed form: .* \(([-+.0-9]+) %\)", out)
     assert abs(float(off)) < 5, "gaps, workspaces and context are no tensors"

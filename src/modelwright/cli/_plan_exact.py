@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from modelwright.cli._output import print_json, print_table
 from modelwright.core.errors import UserError
 from modelwright.core.units import bytes_text
+from modelwright.plan._whole_text import rule_of
 from modelwright.plan.cuda import BESIDE
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ def _trees(project: Project, plan: Plan, only: str | None) -> Iterator[Tree]:
                 "parts": dict(sorted(found.peak.parts.items(), key=lambda part: -part[1])),
                 "card": {"name": machine.name, **card._asdict()} if card else None,
                 "closed_form_bytes": _tensors(closed[name]),
+                "rule_of_thumb_bytes": round(rule.bytes) if (rule := rule_of(closed[name])) else None,
                 "closed_form_parts": {part.name: round(part.bytes) for part in _parts(closed[name])},
                 "assumed": found.why + _left_out(known[name].step),
                 "seconds": round(time.perf_counter() - begin, 2),
@@ -131,6 +133,8 @@ def _print(tree: Tree) -> None:
         low, high = bytes_text(tree["low_bytes"]), bytes_text(tree["high_bytes"])
         print(f"  {low} to {high}: with experts used evenly, and with as few of them as there can be")
     print(f"  closed form: {bytes_text(tree['closed_form_bytes'])} ({_off(tree)})")
+    if rule := tree["rule_of_thumb_bytes"]:
+        print(f"  rule of thumb, weights x 4 bytes x 1.2: {bytes_text(rule)}")
     if card := tree["card"]:
         low, high = bytes_text(card["low"]), bytes_text(card["high"])
         print(f"  {card['name']}: {bytes_text(card['value'])} reserved ({low} to {high}), the driver's context beside it")

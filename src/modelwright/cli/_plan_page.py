@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from modelwright.cli._output import write_page
 from modelwright.core.units import bytes_text, seconds_text, usd_text
-from modelwright.plan._whole_text import energy_text, interval_text
+from modelwright.plan._whole_text import energy_text, interval_text, rule_of, rule_text
 
 if TYPE_CHECKING:
     from modelwright.plan.whole import Plan, Planned
@@ -21,8 +21,7 @@ def write(plan: Plan, path: Path, recipe: str) -> None:
     facts = [("time", seconds_text(plan.seconds)), ("money", usd_text(total.usd))]
     facts += [("energy", energy_text(total.kwh))] if plan.on.power_w and total.kwh is not None else []
     facts += [("memory", bytes_text(plan.peak_bytes))]
-    cards = [row.estimate.device_memory.value for row in plan.left if row.estimate.device_memory is not None]
-    facts += [("of each card", bytes_text(max(cards)))] if cards else []
+    facts += [("of the GPU" if plan.on.one_memory else "of each card", bytes_text(plan.card_bytes))] if plan.card_bytes else []
     notes = [f"rates: {plan.on.source}"] if plan.on.source else []
     notes += [text for text in (f"rent: {plan.rent}" if plan.rent else "", plan.electricity) if text]
     notes += plan.notes
@@ -52,5 +51,5 @@ def _line(row: Planned) -> Line:
         energy_text(row.cost.kwh) if left else "",
         [(part.name, part.bytes, bytes_text(part.bytes)) for part in parts if part.bytes],
         found.seconds.why,
-        (found.device_memory or found.memory).why,
+        (found.device_memory or found.memory).why + (f"; {rule_text(rule)}" if (rule := rule_of(found)) else ""),
     )

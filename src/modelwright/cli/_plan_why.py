@@ -6,16 +6,14 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from modelwright.core.estimate import Part
-from modelwright.core.memory.serving import beside_rule
 from modelwright.core.units import bytes_text, seconds_text
+from modelwright.plan._whole_text import rule_of, rule_text
 
 if TYPE_CHECKING:
     from modelwright.plan.whole import Plan, Planned
 
 WIDE = 24
 """Characters of a whole bar."""
-WEIGHT_BITS = 32
-"""Of the weights that training keeps."""
 
 
 def why_lines(plan: Plan) -> Iterator[str]:
@@ -51,13 +49,7 @@ def bars(parts: Sequence[tuple[str, float, str, str]]) -> Iterator[str]:
 
 
 def _rule(row: Planned) -> Iterator[str]:
-    """Of stages that hold a model whose parts are known."""
-    shape = row.estimate.facts.get("", None)
-    parts = row.estimate.device_parts or row.estimate.parts
-    if shape is None or shape.shape is None or not any(part.name == "weights" for part in parts):
-        return
-    rule = beside_rule(shape.shape.params, WEIGHT_BITS, parts)
-    off = f"{abs(rule.error_frac):.0%} {'less' if rule.error_frac < 0 else 'more'} than this account"
-    yield f"         rule of thumb, weights x 4 bytes x 1.2: {bytes_text(rule.bytes)}, {off}"
-    if rule.wrong and rule.error_frac < 0:
-        yield f"         {rule.wrong[0]}"
+    if (rule := rule_of(row.estimate)) is not None:
+        yield f"         {rule_text(rule)}"
+        if rule.wrong and rule.error_frac < 0:
+            yield f"         {rule.wrong[0]}"

@@ -78,10 +78,11 @@ def _print(plan: Plan, why: bool) -> None:
 
         for line in why_lines(plan):
             print(line)
-    todo = len(plan.left)
+    todo, of = len(plan.left), "the GPU" if plan.on.one_memory else "each card"
+    card = f" and {bytes_text(plan.card_bytes)} of {of}" if plan.card_bytes else ""
     print(
         f"\nto do: {todo} of {len(plan.rows)} stages, about {seconds_text(plan.seconds)}, "
-        f"at most {bytes_text(plan.peak_bytes)} of memory\non {plan.machine}"
+        f"at most {bytes_text(plan.peak_bytes)} of memory{card}\non {plan.machine}"
     )
     for line in money_lines(plan):
         print(line)

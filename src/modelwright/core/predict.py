@@ -69,7 +69,8 @@ def imported(estimate: Estimate) -> Estimate:
     """The same where an earlier stage of this process has imported what it needs."""
     spans = tuple(span for span in estimate.spans if span.name != IMPORTS)
     spared = sum(span.seconds for span in estimate.spans if span.name == IMPORTS)
-    return estimate._replace(seconds=estimate.seconds._replace(value=estimate.seconds.value - spared), spans=spans)
+    took, told = estimate.seconds, f"; without {IMPORTS}, which are there by then" if spared else ""
+    return estimate._replace(seconds=took._replace(value=took.value - spared, why=took.why + told), spans=spans)
 
 
 def after(estimate: Estimate, left_bytes: float) -> Estimate:

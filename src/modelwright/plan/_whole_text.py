@@ -3,7 +3,25 @@
 from __future__ import annotations
 
 from modelwright.core.estimate import Estimate, Quantity
+from modelwright.core.memory.serving import Rule, beside_rule
 from modelwright.core.units import bytes_text
+
+WEIGHT_BITS = 32
+"""Of the weights that training keeps."""
+
+
+def rule_of(found: Estimate) -> Rule | None:
+    """The rule of thumb beside the account of a stage that makes a model and holds parts that are known; else None."""
+    made = found.facts.get("", None)
+    parts = found.device_parts or found.parts
+    if made is None or made.shape is None or not any(part.name == "weights" for part in parts):
+        return None
+    return beside_rule(made.shape.params, WEIGHT_BITS, parts)
+
+
+def rule_text(rule: Rule) -> str:
+    off = f"{abs(rule.error_frac):.0%} {'less' if rule.error_frac < 0 else 'more'} than this account"
+    return f"rule of thumb, weights x 4 bytes x 1.2: {bytes_text(rule.bytes)}, {off}"
 
 
 def share(part: float, whole: float) -> str:

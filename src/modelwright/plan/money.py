@@ -309,7 +309,12 @@ class Over(NamedTuple):
 
 
 def amount(what: str, value: float) -> str:
-    return {"usd": f"${value:.2f}", "hours": f"{value:.3g} h", "kwh": f"{value:.3g} kWh"}[what]
+    """Dollars below a cent to three digits: a limit and what breaks it would look alike."""
+    return {
+        "usd": f"${value:.2f}" if value >= 0.01 or not value else f"${value:.3g}",
+        "hours": f"{value:.3g} h",
+        "kwh": f"{value:.3g} kWh",
+    }[what]
 
 
 def value_of(what: str, found: Cost) -> float | None:

@@ -15,7 +15,7 @@ from modelwright.core.steps import Step
 from modelwright.core.units import bytes_text, seconds_text, text_table, usd_text
 from modelwright.plan import money
 from modelwright.plan._lint import Finding
-from modelwright.plan._whole_text import card_cells, energy_text, memory_text, share
+from modelwright.plan._whole_text import card_cells, energy_text, memory_text, rule_of, share
 from modelwright.plan.cuda import on_card
 from modelwright.plan.fit import Fits, fit, refusal, typed
 from modelwright.plan.lint import lint
@@ -80,6 +80,11 @@ class Plan(NamedTuple):
     @property
     def peak_bytes(self) -> float:
         return max((row.estimate.processes * row.estimate.memory.value for row in self.left), default=0.0)
+
+    @property
+    def card_bytes(self) -> float:
+        """Most of one card."""
+        return max((row.estimate.device_memory.value for row in self.left if row.estimate.device_memory), default=0.0)
 
     @property
     def total(self) -> Cost:
@@ -186,6 +191,7 @@ def _stage_tree(row: Planned) -> dict[str, Any]:
         "disk": found.disk._asdict(),
         "parts": [part._asdict() for part in found.parts],
         "device_parts": [part._asdict() for part in found.device_parts],
+        "rule_of_thumb": {**rule._asdict(), "error_frac": rule.error_frac} if (rule := rule_of(found)) else None,
         "spans": [span._asdict() for span in found.spans],
         "asked_tokens": list(found.asked_tokens),
     }
