@@ -1,7 +1,8 @@
 """Memory that others measured on cards and published, against a plan made without one: their graph traced on tensors without
 values (`benchmarks/_foreign_graph.py`), torch's caching allocator replayed over its allocations (`plan/cuda.py`). The runs of
-PEFT's method comparison whose adapter exists here are held against bars; LitGPT's and torchtune's tables are told beside. Figures
-and their sources: tests/published. `median` and `worst_under` are fractions of what was measured.
+PEFT's method comparison whose adapter exists here are held against bars; LitGPT's table is told beside, and of torchtune's the
+row whose graph is not compiled. Figures and their sources: tests/published. `median` and `worst_under` are fractions of what was
+measured, with the length of the longest row as runs of two other adapters fix it; `median_at_bound` at the script's own bound.
 
 `python -m benchmarks plan_published [--only TEXT]`; two minutes of one core.
 """

@@ -1,10 +1,11 @@
 """Planners side by side: what each says that training a dozen public models takes (all weights, AdamW, one row of 1,024 tokens
-at once), against the bytes that such a step allocates, counted operation by operation on tensors without values. Ours is held
-against our own step; the others describe a usual loop, and are held against that: transformers' modules and loss and torch's
-fused AdamW, in the numbers that each of them assumes. `accelerate estimate-memory` runs as it is, with the model made on the spot
-(given a folder it fails, and without a network it finds nothing); of DeepSpeed, the estimators for a known number of weights. Two
-calculators are told anew from their files, with the best settings that they have for these models. Below, what they say of peaks
-that others measured on cards and published.
+at once), against the bytes that such a step allocates, counted operation by operation on tensors without values. Ours, which is
+arithmetic, is held against our own step, so that it can be as near as it is complete; the others describe a usual loop, and are
+held against that: transformers' modules and loss and torch's fused AdamW, in the numbers that each of them describes. `accelerate
+estimate-memory` runs as it is, with the model made on the spot (given a folder it fails, and without a network it finds nothing);
+of DeepSpeed, the estimators for a known number of weights. Two calculators are told anew from their files, with the best settings
+that they have for these models. Below, what the one that describes bfloat16 throughout says of such peaks that others measured on
+cards and published; ours of the same runs, at the same bound of 768 tokens and at the longest row, stand in `plan_published`.
 
 `python -m benchmarks plan_side_by_side [--length 1024] [--models 12]`
 """
@@ -48,7 +49,8 @@ class Tool(NamedTuple):
 
     name: str
     truth: str
-    """`ours` (float32), or the numbers of the usual loop: `fp32`, `mixed` (autocast to bfloat16), `bf16` (weights, too)."""
+    """`ours` (float32), or the numbers of the usual loop: `fp32`, `mixed` (autocast to bfloat16), `masters` (weights and their
+    gradients in bfloat16, copies of both in float32 for the step), `bf16` throughout."""
     covers: str
     says: Says
 
@@ -151,12 +153,12 @@ def thumb(base: Base, length: int, rows: int = 1) -> float:
 
 
 TOOLS = (
-    Tool("modelwright", "ours", "weights, states, activations, logits, step", ours),
+    Tool("modelwright", "ours", "weights, states, activations, logits, step; its own count", ours),
     Tool("accelerate, float32", "fp32", "weights and states; no head, no activations", accelerate("float32")),
     Tool("accelerate, float16", "mixed", "the same", accelerate("float16")),
-    Tool("DeepSpeed ZeRO 2", "mixed", "weights and states (named so)", zero(2)),
-    Tool("DeepSpeed ZeRO 3", "mixed", "the same, and the largest layer", zero(3)),
-    Tool("EleutherAI cookbook", "mixed", "weights, states, activations; no logits", cookbook),
+    Tool("DeepSpeed ZeRO 2", "masters", "weights and states (named so)", zero(2)),
+    Tool("DeepSpeed ZeRO 3", "masters", "the same, and the largest layer", zero(3)),
+    Tool("EleutherAI cookbook", "masters", "weights, states, activations; no logits", cookbook),
     Tool("gpu_poor", "bf16", "weights, states, activations, overhead; no logits", gpu_poor),
     Tool("16 bytes a weight", "fp32", "weights and states", thumb),
 )
@@ -196,21 +198,27 @@ def usual(base: Base, length: int, numbers: str) -> float:
 
     tokens = torch.arange(length)[None] % 100
     with Fake():
-        dtype = torch.bfloat16 if numbers == "bf16" else torch.float32
+        dtype = torch.bfloat16 if numbers in ("bf16", "masters") else torch.float32
         model = AutoModelForCausalLM.from_config(config_of(base), dtype=dtype, attn_implementation="sdpa").train()
-        optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-        for weight in model.parameters():
+        stepped = [weight.detach().float() for weight in model.parameters()] if numbers == "masters" else list(model.parameters())
+        optimizer = torch.optim.AdamW(stepped, fused=True)
+        for weight in stepped:
             weight.grad = torch.zeros_like(weight)
         optimizer.step()
         optimizer.zero_grad()
         with Tally() as tally:
-            tally.own("weights", [*model.parameters(), *model.buffers()])
+            tally.own("weights", [*model.parameters(), *model.buffers(), *stepped])
             tally.own("optimizer", [value for state in optimizer.state.values() for value in state.values()])
             with torch.autocast("cpu", torch.bfloat16, enabled=numbers == "mixed"):
                 loss = model(input_ids=tokens, labels=tokens, use_cache=False).loss
             loss.backward()
+            if numbers == "masters":
+                for wide, weight in zip(stepped, model.parameters(), strict=True):
+                    wide.grad = weight.grad.float()
             optimizer.step()
-            optimizer.zero_grad()
+            if numbers == "masters":
+                for wide, weight in zip(stepped, model.parameters(), strict=True):
+                    weight.data.copy_(wide)
     return float(tally.peak().bytes)
 
 
@@ -218,7 +226,8 @@ def own(base: Base, length: int) -> float:
     """Two steps of ours."""
     from modelwright.stages._trace import Job, traced
 
-    return float(traced(Job(_stage(length).resolve(_given(base, length)), config_of(base))).peak.bytes)
+    given = _given(base, length)
+    return float(traced(Job.of(_stage(length).resolve(given), config_of(base), given)).peak.bytes)
 
 
 def truth(base: Base, length: int, name: str) -> float:
@@ -242,13 +251,11 @@ def published() -> Iterator[tuple[str, Base, int, int, bool, float]]:
 
 
 def _told_of_published() -> dict[str, list[float]]:
-    """What those say of them that describe bfloat16, by name; LoRA only gpu_poor knows."""
+    """What those say of them that describe bfloat16 throughout, by name; LoRA only gpu_poor knows."""
     errors: dict[str, list[float]] = {}
     print("\npublished peaks on cards (ours: `plan_published`, which traces those graphs)\n")
     for whose, base, length, rows, lora, size in published():
-        tools = (
-            {"gpu_poor": gpu_poor_lora} if lora else {tool.name: tool.says for tool in TOOLS if tool.truth in ("mixed", "bf16")}
-        )
+        tools = {"gpu_poor": gpu_poor_lora} if lora else {tool.name: tool.says for tool in TOOLS if tool.truth == "bf16"}
         found = {name: says(base, length, rows) / size - 1 for name, says in tools.items()}
         for name, error in found.items():
             errors.setdefault(name, []).append(error)
