@@ -10,7 +10,7 @@ from modelwright.core.recipe import load
 from modelwright.plan._advise_ask import MOST, following
 from modelwright.plan._advise_fit import choose
 from modelwright.plan._advise_words import told
-from modelwright.plan.advise import Known, Situation, advise
+from modelwright.plan.advise import Files, Known, Situation, advise
 from modelwright.plan.models import of_params
 from tests.advise_kit import FILES, T4, named, rows_in
 from tests.train_kit import sentence
@@ -104,6 +104,47 @@ def test_what_cannot_be_read_is_told_and_no_recipe_stops_at_it(name, tmp_path, c
         return
     (outcome,) = (one for one in mw.load("advised.yaml", store=tmp_path / "store").iterate(only="rows"))
     assert outcome.state == "made", outcome
+
+
+@pytest.mark.parametrize("limits", [{"hours": 0.4}, {"hours": 0.2}, {"usd": 0.05}, {"usd": 0.02}])
+@pytest.mark.parametrize("sorts", [("rows",), ("rows", "pairs")])
+def test_a_recipe_does_not_break_the_budget_that_it_is_for(limits, sorts, tmp_path):
+    """Half an hour of measuring before and after was not reckoned, and the plan refused the recipe."""
+    import modelwright as mw
+
+    rng, amount = random.Random(0), 2000
+    for sort in sorts:
+        lines = []
+        for _ in range(amount):
+            asked, one, other = sentence(rng, 30), sentence(rng, 90), sentence(rng, 90)
+            row = {"prompt": asked, "completion": one}
+            lines.append(json.dumps(row if sort == "rows" else {"prompt": asked, "chosen": one, "rejected": other}))
+        (tmp_path / f"{sort}.jsonl").write_text("\n".join(lines))
+    files = Files(**{sort: (f"./{sort}.jsonl",) for sort in sorts}, length=256, amounts=dict.fromkeys(sorts, amount))
+    told = {"goal": "preference" if "pairs" in sorts else "behaviour", "row_tokens": 180, **dict.fromkeys(sorts, amount)}
+    answer = advise(Known(Situation(**told, **limits)), T4, files=files)
+    assert answer.recipe, answer.no_recipe
+    (tmp_path / "r.yaml").write_text(answer.recipe)
+    mw.load(tmp_path / "r.yaml", store=tmp_path / "store").plan("t4").refuse()
+
+
+def test_a_column_without_a_name_is_no_answer(tmp_path):
+    """A table's index was an answer that a program can check, and RL on it was advised."""
+    from modelwright.plan.probe import probe
+
+    lines = [f"{number},is it thing {number} of them?,web" for number in range(200)]
+    (tmp_path / "table.csv").write_text("\n".join([",prompt,source", *lines]))
+    assert not probe([tmp_path / "table.csv"]).verifiable.of
+
+
+def test_rows_of_an_almost_known_layout_are_to_be_converted(tmp_path):
+    from modelwright.plan._advise_seen import seen
+    from modelwright.plan.probe import probe
+
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"question": f"how many are {n} and {n}?", "answer": 2 * n}) + "\n" for n in range(200)))
+    found = seen([(path, probe([path]))], tmp_path)
+    assert "convert --from" in advise(Known(Situation(**found.fields, goal="behaviour")), T4, files=found.files).no_recipe
 
 
 def test_every_source_of_files_can_leave_out_what_it_cannot_read():

@@ -30,6 +30,8 @@ JUDGED = 100
 """Judgements from which something is trained on them. A round number of ours, since published sets have tens of thousands."""
 COMPARED = ("short answer", "choice", "yes or no", "tool call", "JSON")
 """Verifiers of `probe` that compare a whole answer, which takes no thinking to write; what others check ends a derivation."""
+SHORT, SHORT_TOKENS, USUAL_TOKENS = COMPARED[:3], 64, 1024
+"""Verifiers of answers of a few words, tokens that these have at most, and that others have where no row's length is known."""
 MANY_ROWS = 100_000
 """Rows from which an adapter's capacity may run out (Schulman et al. 2025, LoRA without regret, say that it does on large sets
 and give no number; this is one of ours)."""
@@ -45,6 +47,16 @@ EXPERT_BYTES = 40e9
 """Memory of a card from which experts are held beside activations. Of ours."""
 PPO_PAIRS = 10_000
 """Pairs from which a reward model is trained for PPO (Ouyang et al. 2022, arXiv:2203.02155, had 33,000)."""
+
+
+def checked(s: Situation) -> bool:
+    """A program can check most answers."""
+    return (s.verifiable or 0.0) >= 0.5
+
+
+def answer_tokens(s: Situation) -> int:
+    """Of the longest answer that is measured."""
+    return SHORT_TOKENS if checked(s) and s.verifier in SHORT else s.length or USUAL_TOKENS
 
 
 def _some(value: float | None, least: float) -> bool:

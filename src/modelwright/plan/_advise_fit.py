@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 from modelwright.core.estimate import Facts, Given, Machine, Shape
@@ -10,9 +10,10 @@ from modelwright.core.parallel import Parallel
 from modelwright.core.stage import STAGES, Stage
 from modelwright.core.units import bytes_text, count_text, seconds_text, usd_text
 from modelwright.plan import fit
+from modelwright.plan._advise_answers import answer_tokens
 from modelwright.plan._advise_facts import Start, data, method
-from modelwright.plan._advise_recipe import FEW_TESTS, batch_tokens, passes, row_length
-from modelwright.plan._advise_tree import HEADS, Room, Situation
+from modelwright.plan._advise_recipe import FEW_TESTS, batch_tokens, passes, row_length, tasks
+from modelwright.plan._advise_tree import ADAPTED, HEADS, Room, Situation
 from modelwright.plan._fit_asked import fewer_answers
 from modelwright.plan.models import named
 from modelwright.plan.needs import Need
@@ -56,6 +57,8 @@ class Chosen(NamedTuple):
     """Of one pass as SFT of all weights, which other methods are told beside."""
     trains: str
     """What `seconds` are of, in words; '' where nothing is trained."""
+    beside_s: float = 0.0
+    """Of what else the recipe has: trainings behind it, and models that are measured before and after."""
 
 
 def stage(objective: str, way: str, machine: Machine, s: Situation, new: bool = False, alone: bool = False) -> Stage:
@@ -118,12 +121,17 @@ def tight(shape: Shape, s: Situation, machine: Machine, objective: str, way: str
 
 def at_once(asked: Mapping[str, Any], shape: Shape, s: Situation, machine: Machine) -> dict[str, Any]:
     """What an evaluation's engine is told where so many answers as it takes by itself do not fit; {} where they do."""
-    rows = Facts(type="records", rows=FEW_TESTS, tokens=float(FEW_TESTS * (s.length or LENGTH)))
-    given = Given(machine, {START: Facts(type="model", shape=shape, head="causal"), DATA: rows})
-    now = fit.tried(cast("Stage", STAGES.build({**asked, "model": START, "data": DATA})), given)
+    now = _asking(asked, shape, machine, s.length or LENGTH)
     option = None if now.fits else fewer_answers(now, {})
     values = option.values if option is not None else {}
     return {path.removeprefix("engine."): value for path, value in values.items()}
+
+
+def _asking(asked: Mapping[str, Any], shape: Shape, machine: Machine, row_tokens: float) -> fit.Tried:
+    """An evaluation on rows of such a length."""
+    rows = Facts(type="records", rows=FEW_TESTS, tokens=FEW_TESTS * row_tokens)
+    given = Given(machine, {START: Facts(type="model", shape=shape, head="causal"), DATA: rows})
+    return fit.tried(cast("Stage", STAGES.build({**asked, "model": START, "data": DATA})), given)
 
 
 def changes(s: Situation, shape: Shape, machine: Machine) -> tuple[fit.Change, ...]:
@@ -173,8 +181,9 @@ def _place(s: Situation, machine: Machine) -> tuple[float, float, str]:
     return (PHONE_FRAC if s.target == "phone" else 1.0) * told, bandwidth, whose
 
 
-def choose(s: Situation, machine: Machine, objective: str) -> Chosen:
-    """The user's start, or the largest public one whose training and serving fit machine, time and budget."""
+def choose(s: Situation, machine: Machine, objective: str, methods: Sequence[str] = ()) -> Chosen:
+    """The user's start, or the largest public one whose training and serving fit machine, time and budget. `methods`: of the
+    recipe, where it has others, too."""
     if s.shape is not None:
         named_by_user = reckoned(s.start or "your model", s.shape, s, machine, objective, "lora")
         return named_by_user._replace(why="the one that you named")
@@ -184,7 +193,9 @@ def choose(s: Situation, machine: Machine, objective: str) -> Chosen:
     for way in ways:
         best, beyond = None, ""
         for start in candidates:
-            found = reckoned(start.name, named(start.like).shape, s, machine, objective, way)._replace(start=start)
+            shape = named(start.like).shape
+            found = reckoned(start.name, shape, s, machine, objective, way)._replace(start=start)
+            found = found._replace(beside_s=beside_s(shape, s, machine, objective, way, methods))
             if reason := _too_much(found, s, way, objective):
                 beyond = f"; {start.name} would not do: {reason}"
                 break
@@ -195,6 +206,17 @@ def choose(s: Situation, machine: Machine, objective: str) -> Chosen:
     found = reckoned(smallest.name, named(smallest.like).shape, s, machine, objective, "lora")
     why = f"the smallest of the pinned public models, and even there {_too_much(found, s, 'lora', objective)}"
     return found._replace(start=smallest, why=why)
+
+
+def beside_s(shape: Shape, s: Situation, machine: Machine, objective: str, way: str, methods: Sequence[str]) -> float:
+    """Seconds of the recipe's other trainings, and of its evaluations: before and after SFT, and behind preferences."""
+    rest = [name for name in methods if name in ADAPTED and name != objective and method(name).state == "kind"]
+    trained = sum(
+        fit.tried(stage(name, way, machine, s), _given(s, shape, machine, name)).estimate.seconds.value for name in rest
+    )
+    times = (2 + ("dpo" in methods)) if "sft" in methods else 0
+    asked = {"kind": "evaluate", "tasks": tasks(False, answer_tokens(s))}
+    return trained + (times * _asking(asked, shape, machine, s.row_tokens or ROW_TOKENS).estimate.seconds.value if times else 0.0)
 
 
 def shrunk(s: Situation, machine: Machine) -> Chosen:
@@ -230,11 +252,13 @@ def _too_much(found: Chosen, s: Situation, way: str, objective: str) -> str:
     fits, fact = found.room.ways[way]
     if not fits:
         return fact
-    hours = s.hours or DAY_HOURS
-    if found.seconds > 3600 * hours:
-        return f"training takes about {seconds_text(found.seconds)} of {hours:g} hours"
-    if s.usd is not None and found.usd > s.usd:
-        return f"training costs about {usd_text(found.usd)} of {usd_text(s.usd)}"
+    hours, seconds = s.hours or DAY_HOURS, found.seconds + found.beside_s
+    usd = found.usd * seconds / max(found.seconds, 1e-9)
+    what, many = ("training and measuring", "") if found.beside_s else ("training", "s")
+    if seconds > 3600 * hours:
+        return f"{what} take{many} about {seconds_text(seconds)} of {hours:g} hours"
+    if s.usd is not None and usd > s.usd:
+        return f"{what} cost{many} about {usd_text(usd)} of {usd_text(s.usd)}"
     if not found.room.bits[4][0]:
         return found.room.bits[4][1]
     most = MOST_HEAD_PARAMS if objective in HEADS else MOST_PARAMS

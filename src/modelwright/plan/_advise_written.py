@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from modelwright.core.estimate import Machine, Shape
 from modelwright.methods.objectives import OBJECTIVES
 from modelwright.plan import _advise_fit as sizes
-from modelwright.plan._advise_answers import COMPARED
+from modelwright.plan._advise_answers import COMPARED, answer_tokens, checked
 from modelwright.plan._advise_facts import Method, method
 from modelwright.plan._advise_recipe import Files, Scratch, Wanted, recipe, tasks
 from modelwright.plan._advise_tree import Situation, Walk
@@ -66,8 +66,6 @@ class Answered(NamedTuple):
         return named(chosen.start.like).shape if chosen is not None and chosen.start is not None else self.situation.shape
 
 
-SHORT, SHORT_TOKENS = COMPARED[:3], 64
-"""Verifiers of answers of a few words, and tokens that these have at most; others may be as long as a row."""
 _DATA = {
     "texts": "texts",
     "rows": "rows with answers",
@@ -96,10 +94,10 @@ def _reasons(found: Answered) -> Iterator[str]:
     if odd := [text for text in (*files.names(), *files.unknown, found.situation.start) if not text.isprintable()]:
         yield f"{odd[0]!r} has characters that no recipe of mine writes: rename it"
     lacks = [_DATA[of] for of in dict.fromkeys(_NEEDS.get(name, "labelled") for name in found.methods) if not getattr(files, of)]
-    yield from files.hopeless
     if lacks and files.unknown:
         named = "name its keys in `modelwright convert --from`, which writes one that is"
         yield f"{', '.join(files.unknown)} is in no layout that is known: {named}"
+    yield from files.hopeless
     if files.buried and {"classify", "regress"} & {*found.methods}:
         yield f"labels lie in `{files.label_key}`, where no objective reads them: put them at the top of each row"
     if lacks:
@@ -121,9 +119,8 @@ def written(found: Answered, name: str) -> str:
     shape, trained = found.shape, [name for name in found.methods if name in OBJECTIVES.names() and found.start]
     tight = frozenset(name for name in trained if shape is not None and sizes.tight(shape, s, found.machine, name, way))
     why |= {name: f"{why[name]} So few tokens are computed at once that it fits." for name in tight}
-    exact = _checked(s) and s.verifier in COMPARED
-    answer_tokens = SHORT_TOKENS if _checked(s) and s.verifier in SHORT else found.files.length
-    asked = {"kind": "evaluate", "tasks": tasks(exact, answer_tokens)}
+    exact, answered = checked(s) and s.verifier in COMPARED, answer_tokens(s._replace(length=found.files.length))
+    asked = {"kind": "evaluate", "tasks": tasks(exact, answered)}
     wanted = Wanted(
         name=name,
         methods=found.methods,
@@ -136,7 +133,7 @@ def written(found: Answered, name: str) -> str:
         export=found.export,
         precision=sizes.precision(found.machine),
         exact=exact,
-        answer_tokens=answer_tokens,
+        answer_tokens=answered,
         usd=s.usd,
         hours=s.hours,
         tight=tight,
@@ -147,13 +144,9 @@ def written(found: Answered, name: str) -> str:
     return recipe(wanted, found.files)
 
 
-def _checked(s: Situation) -> bool:
-    return (s.verifiable or 0.0) >= 0.5
-
-
 def uncompared(s: Situation) -> str:
     """Said where most answers can be checked, and none of the tasks that a recipe asks does it; '' elsewhere."""
-    if not _checked(s) or s.verifier in COMPARED:
+    if not checked(s) or s.verifier in COMPARED:
         return ""
     by = f" by {s.verifier}" if s.verifier else ""
     return f"answers can be checked{by}, and no task here does that yet: `rouge` tells words in common, not right answers"

@@ -74,8 +74,8 @@ def case(place: str, raw: Mapping[str, Any], record: Record | None) -> Case | No
         return None
     lower = {key.lower(): value for key, value in raw.items()}
     question = "\n".join(str(lower[key]) for key in _QUESTIONS if isinstance(lower.get(key), str))
-    key = next((key for key in _ANSWERS if lower.get(key) not in (None, "", [])), "")
-    found = lower.get(key)
+    key = next((key for key in _ANSWERS if lower.get(key) not in (None, "", [])), None)
+    found = lower[key] if key is not None else None  # a column without a name, such as a table's index, is no answer
     if not question or isinstance(found, (dict, list, bool)) or (found is None and not tests):
         return None
     answer = f"{found:g}" if isinstance(found, float) else "" if found is None else str(found)

@@ -79,7 +79,7 @@ def advise(
         if made is not None:
             chosen = sizes.reckoned("your own", made.shape, s, machine, "next_token", "full", new=True)._replace(why=made.why)
         else:
-            chosen = sizes.shrunk(s, machine) if leaf == "smaller" else sizes.choose(s, machine, objective)
+            chosen = sizes.shrunk(s, machine) if leaf == "smaller" else sizes.choose(s, machine, objective, methods)
         s = s._replace(room=chosen.room, chosen=methods)
         by = "the training stage's own estimate" if chosen.trains else "its weights at so many bits"
         origins |= {"room": ("reckoned", by), "chosen": ("reckoned", walks[0].end.title)}
