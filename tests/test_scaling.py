@@ -221,6 +221,20 @@ def test_predictions_are_held_against_the_next_run(tmp_path: Path, capsys: pytes
     assert judged([{**kept[0], "runs": [run.name for run in again.runs]}], again) == [], "a run of the fit was not predicted"
 
 
+@pytest.mark.parametrize("broken", ["{", "[1]", '{"ladder": "x"}'])
+def test_predictions_that_were_written_over_are_told(broken: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = tmp_path / "store"
+    for run in ladder(0.002):
+        finished(store, run)
+    asked = ["scale", "--fit", "--store", str(store)]
+    assert main([*asked, "--params", "60M", "--tokens", "600M"]) == 0
+    whole = (store / "predictions.jsonl").read_text()
+    (store / "predictions.jsonl").write_text(f"{whole}{broken}\n{whole}")
+    assert main(asked) == 2 and "predictions.jsonl line 2 is no prediction" in capsys.readouterr().err
+    (store / "predictions.jsonl").write_text(whole + broken)
+    assert main(asked) == 0, "a line that was never finished is as none"
+
+
 def test_the_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["scale", "--flops", "1e19", "--inference-tokens", "1B", "--unique-tokens", "100M", "--known"]) == 0
     text = capsys.readouterr().out

@@ -264,10 +264,25 @@ def _ladder(given: argparse.Namespace) -> tuple[Ladder, Path | None]:
 
 
 def _kept(folder: Path | None) -> list[Mapping[str, Any]]:
+    from modelwright.plan._scaling_fit import Prediction
+
     if folder is None or not (folder / KEPT).exists():
         return []
-    lines = (folder / KEPT).read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    found, names = [], {"ladder", "runs", *Prediction._fields}
+    *lines, _torn = (folder / KEPT).read_text(encoding="utf-8", errors="replace").split("\n")
+    for number, line in enumerate(lines, 1):
+        try:
+            tree = json.loads(line)
+        except (ValueError, RecursionError):
+            tree = None
+        if not isinstance(tree, dict) or not names <= tree.keys():
+            raise UserError(
+                f"{folder / KEPT} line {number} is no prediction",
+                "each line was written by `scale --fit --params … --tokens …`, and is held against the run that came",
+                "take the line out, or bring back the file as it was",
+            )
+        found.append(tree)
+    return found
 
 
 def _fit_rows(fitted: Fitted) -> list[dict[str, str]]:
