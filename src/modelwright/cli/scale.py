@@ -268,7 +268,8 @@ def _kept(folder: Path | None) -> list[Mapping[str, Any]]:
 
     if folder is None or not (folder / KEPT).exists():
         return []
-    found, names = [], {"ladder", "runs", *Prediction._fields}
+    found: list[Mapping[str, Any]] = []
+    names = {"ladder", "runs", *Prediction._fields}
     *lines, _torn = (folder / KEPT).read_text(encoding="utf-8", errors="replace").split("\n")
     for number, line in enumerate(lines, 1):
         try:
