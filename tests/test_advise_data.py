@@ -147,6 +147,32 @@ def test_rows_of_an_almost_known_layout_are_to_be_converted(tmp_path):
     assert "convert --from" in advise(Known(Situation(**found.fields, goal="behaviour")), T4, files=found.files).no_recipe
 
 
+@pytest.mark.parametrize("amount", [1, 20])
+def test_what_is_only_measured_is_measured_on_all_rows(amount, tmp_path):
+    """A tenth of twenty rows was held out, and prompts were measured on two of them; of one row on none."""
+    import modelwright as mw
+
+    rows = [{"prompt": f"what is {n}?", "completion": f"it is the number {n}, which is written so."} for n in range(amount)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    answer = advise(Known(Situation(goal="behaviour", rows=amount)), T4, files=Files(rows=("./rows.jsonl",)))
+    assert answer.walks[0].leaf == "prompt"
+    tree = yaml.safe_load(answer.recipe)["stages"]
+    assert tree["before"]["data"] == "rows" and "split" not in tree["rows"]
+    (tmp_path / "r.yaml").write_text(answer.recipe)
+    (outcome,) = mw.load(tmp_path / "r.yaml", store=tmp_path / "store").iterate(only="rows")
+    assert outcome.artifact is not None and outcome.artifact.manifest["stats"]["rows_out"] == amount
+
+
+def test_the_interview_asks_for_rows_where_prompts_do_not_give_the_form():
+    """Nobody was asked, so that retrieval with SFT was never an answer of an interview."""
+    told = Situation(goal="facts", fresh=True, cited=True, reading_tokens=1e7, text_tokens=0.0)
+    assert following(Known(told), False).field == "prompting"
+    assert following(Known(told._replace(prompting="short")), False).field == "rows"
+    assert advise(Known(told._replace(prompting="short", rows=500)), T4).walks[0].leaf == "rag_sft"
+    (step,) = (one for one in advise(Known(told), T4).walks[0].steps if one.name == "form")
+    assert "prompts" in step.fact and "rows" not in step.fact
+
+
 def test_every_source_of_files_can_leave_out_what_it_cannot_read():
     from modelwright.methods.sources import SOURCES
     from modelwright.methods.sources._files import Files

@@ -102,8 +102,10 @@ def _reading(s: Situation) -> Answer:
 
 
 def _form(s: Situation) -> Answer:
-    wanted = s.prompting == "short" and _some(s.rows, DEMONSTRATIONS)
-    return Answer("yes" if wanted else "no", _count(s.rows, "rows with answers"), "prompting")
+    if s.prompting != "short":
+        said = "prompts give the form" if s.prompting == "enough" else "nobody has tried whether prompts give the form"
+        return Answer("no", said, "prompting")
+    return Answer("yes" if _some(s.rows, DEMONSTRATIONS) else "no", _count(s.rows, "rows with answers"), "rows")
 
 
 def _text(s: Situation) -> Answer:

@@ -159,8 +159,12 @@ def _parts(wanted: Wanted, files: Files) -> Iterator[_Part]:
     rest = [method for method in trained if method != "next_token"]
     heads = [method for method in rest if method not in ("sft", "dpo")]
     measured = "sft" in rest or "prompting" in wanted.methods
-    if measured:
+    if "sft" in rest:
         yield _data("rows", files.rows, files, "Questions with answers, without copies; some are held out and never trained on.")
+    elif measured:
+        yield _data(
+            "rows", files.rows, files, "Questions with answers, without copies, to measure on: all, as none is trained on.", False
+        )
     if measured and model:
         yield _Part(
             "before", "What the model does without it: the number to beat. Prompts alone may be enough.", _score(wanted, model)
@@ -182,7 +186,7 @@ def _parts(wanted: Wanted, files: Files) -> Iterator[_Part]:
         yield _data("labelled", of, files, "Texts with their labels; some are held out.")
         yield _Part("sorter", wanted.why[method], _train(wanted, method, "labelled", model, files))
     if wanted.export is not None and not heads and (last or wanted.start):
-        data = {"data": f"{_held(wanted)}:test"} if _held(wanted) else {}
+        data = {"data": _held(wanted)} if _held(wanted) else {}
         why = (
             wanted.why.get("export", "") + ". It is opened by the program that it is for, and compared, before it counts as made."
         )
@@ -195,12 +199,12 @@ def _names(wanted: Wanted) -> set[str]:
 
 
 def _held(wanted: Wanted) -> str:
-    """The stage whose held-out rows an export is proved with."""
-    held = {"sft": "rows", "prompting": "rows", "dpo": "pairs", "next_token": "texts"}
+    """Rows that nothing is trained on: an export is proved with them."""
+    held = {"sft": "rows:test", "prompting": "rows", "dpo": "pairs:test", "next_token": "texts:test"}
     return next((stage for method, stage in held.items() if method in wanted.methods), "")
 
 
-def _data(name: str, paths: Sequence[str], files: Files, why: str) -> _Part:
+def _data(name: str, paths: Sequence[str], files: Files, why: str, held_out: bool = True) -> _Part:
     lost = {path: files.broken[path] for path in paths if path in files.broken}
     kinds = [
         {"kind": kind, "path": path} | ({"on_bad": "drop"} if path in lost else {})
@@ -212,7 +216,8 @@ def _data(name: str, paths: Sequence[str], files: Files, why: str) -> _Part:
         steps.append({"kind": "minhash", "threshold": 0.8})
     test = min(0.1, max(0.01, round(FEW_TESTS / max(files.amounts.get(name, 1000.0), 1), 2)))
     split = {"test": test, "validation": round(max(test / 2, 0.01), 3)}
-    tree: dict[str, Any] = {"kind": "curate", "source": kinds[0] if len(kinds) == 1 else kinds, "steps": steps, "split": split}
+    tree: dict[str, Any] = {"kind": "curate", "source": kinds[0] if len(kinds) == 1 else kinds, "steps": steps}
+    tree |= {"split": split} if held_out else {}
     if lost:
         why += f" What cannot be read is left out and counted: {'; '.join(f'{path}: {one.said}' for path, one in lost.items())}."
     if (most := max((one.share for one in lost.values()), default=0.0)) > USUAL_UNREADABLE:
@@ -287,7 +292,8 @@ def rate(shape: Shape | None, objective: str, adapter: bool) -> float:
 
 
 def _score(wanted: Wanted, model: str, against: str | None = None) -> dict[str, Any]:
-    tree = {"kind": "evaluate", "model": model, "data": "rows:test", "tasks": tasks(wanted.exact, wanted.answer_tokens)}
+    rows = "rows:test" if "sft" in wanted.methods else "rows"
+    tree = {"kind": "evaluate", "model": model, "data": rows, "tasks": tasks(wanted.exact, wanted.answer_tokens)}
     return tree | ({"engine": wanted.engine} if wanted.engine else {}) | ({"against": against} if against else {})
 
 
