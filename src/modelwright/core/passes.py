@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 from modelwright.core.estimate import Machine, Shape
 from modelwright.core.flops import forward_flops_per_token
+from modelwright.core.memory.kernels import flash_takes
+from modelwright.core.memory.weights import head_width
 
 REACHED_FRAC = 0.5
 """`Machine.flops_per_s`, which whole trainings reach, over the rate of products alone: 55 of 110 GFLOP/s a core. The rest of the
@@ -66,7 +68,8 @@ def passed(
     flops = tokens * passes * (forward + added_flops * target_frac)
     layers, card = shape.layers + shape.decoder_layers, machine.device != "cpu"
     document_s, layer_s = (CARD_DOCUMENT_S, CARD_LAYER_S) if card else (DOCUMENT_S, LAYER_S)
-    if machine.flash and machine.products(precision)[0] != "fp32" and not shape.decoder_layers:
+    half, width = machine.products(precision)[0] != "fp32", head_width(shape)
+    if machine.flash and half and flash_takes(width) and not shape.decoder_layers:
         document_s = 0.0  # one kernel attends in all documents
     calls = passes * (tokens / row_tokens * layers * document_s + tokens / at_once * (layers + 1) * layer_s)
     products = products_s(flops, shape.hidden, machine, precision)

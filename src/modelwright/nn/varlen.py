@@ -18,14 +18,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from modelwright.core.memory.kernels import flash_takes
 from modelwright.nn import cards
 from modelwright.nn.device import imagined
 
 if TYPE_CHECKING:
     from modelwright.nn.attention import Layout
 
-WIDEST = 256
-"""Largest width of a head that the kernel takes."""
 TOLERANCE = 0.03
 """Largest difference from attention document by document, of values around 1: some roundings of bfloat16 (2^-8)."""
 
@@ -67,7 +66,7 @@ def kernel() -> Callable[..., Tensor] | None:
 
 def fits(device: torch.device, dtype: torch.dtype, width: int) -> bool:
     """Whether the kernel takes heads of this width, and was found to be right."""
-    if dtype not in (torch.float16, torch.bfloat16) or width > WIDEST or width % 8:
+    if dtype not in (torch.float16, torch.bfloat16) or not flash_takes(width):
         return False
     if (card := imagined()) is not None:
         return card.flash

@@ -219,7 +219,9 @@ def _moments(training: Training) -> list[Moment]:
     if training.step_in_backward and not training.shape.tied:
         table = 4.0 * training.shape.vocab * training.shape.hidden
         found.append(Moment("the embeddings' backward pass", 0.0, table + 4.0 * training.work.tokens * training.shape.hidden))
-    step = training.optimizer.step_bytes(training.trained, training.card)
+    alone = training.step_in_backward or "states" in training.offload  # weight by weight
+    stepped = [[weight._replace(number=1)] for weight in training.trained] if alone else [training.trained]
+    step = max((training.optimizer.step_bytes(some, training.card) for some in stepped), default=0.0)
     if training.owned:
         step = spread.owned_bytes(training.trained, parallel, lambda some: training.optimizer.step_bytes(some, training.card))
     found.append(Moment("the optimizer's step", 0.0, step, formed=1.0))

@@ -101,7 +101,7 @@ def attention_of(how: How, width: int, heads: float, kv_heads: float, texts: Seq
     """`texts`: (tokens, those of the text that it continues, number) of the documents. Flash attention is the kernel of cards."""
     number = sum(count for _, _, count in texts)
     if how.card:
-        if not (how.half and how.flash):
+        if not (how.half and how.flash and flash_takes(width)):
             return ALONE
         tokens, looked_at = (sum(count * (own + far * before) for own, before, count in texts) for far in (0, 1))
         return Attention(True, flash_bytes(tokens, number, heads, width, looked_at if kv_heads < heads else 0.0))
@@ -113,6 +113,11 @@ def attention_of(how: How, width: int, heads: float, kv_heads: float, texts: Seq
 
 _FLASH_ROWS, _FLASH_LANES, _FLASH_WIDE = 128, 32, 192
 """Of flash attention: rows of a block, and what a head's width is rounded up to a multiple of, where it is no wider than that."""
+
+
+def flash_takes(width: int) -> bool:
+    """Whether it knows heads of this width."""
+    return width <= 256 and width % 8 == 0
 
 
 def flash_bytes(tokens: float, texts: float, heads: float, width: int, looked_at: float) -> float:
