@@ -173,6 +173,17 @@ def test_the_interview_asks_for_rows_where_prompts_do_not_give_the_form():
     assert "prompts" in step.fact and "rows" not in step.fact
 
 
+def test_a_time_is_told_of_what_it_is_of():
+    """Passes of SFT were told as KTO's, and hours of a training that fits nowhere."""
+    from modelwright.cli._advise_print import start
+
+    kto = advise(Known(Situation(goal="preference", ratings=500.0)), T4)
+    assert "passes of sft, reckoned in place of KTO" in start(kto, T4)
+    large = advise(Known(Situation(rows=500, shape=of_params("70B").shape)), T4)
+    assert start(large, T4).endswith("its training does not fit NVIDIA T4")
+    assert "reckoned in place" not in start(advise(Known(Situation(rows=500)), T4), T4)
+
+
 def test_every_source_of_files_can_leave_out_what_it_cannot_read():
     from modelwright.methods.sources import SOURCES
     from modelwright.methods.sources._files import Files

@@ -98,6 +98,8 @@ def start(found: Advised, machine: Machine) -> str:
     named = f"start: {chosen.room.name} ({count_text(chosen.room.params)} weights; {chosen.why})"
     if not chosen.trains:
         return named
+    if not any(fits for fits, _ in chosen.room.ways.values()):
+        return f"{named}; its training does not fit {machine.name}"
     cost = f", {usd_text(chosen.usd)}" if chosen.usd else ""
     takes = f"{chosen.trains}: about {seconds_text(chosen.seconds)}{cost} on {machine.name}"
     return f"{named}; {takes}"

@@ -80,6 +80,8 @@ def advise(
             chosen = sizes.reckoned("your own", made.shape, s, machine, "next_token", "full", new=True)._replace(why=made.why)
         else:
             chosen = sizes.shrunk(s, machine) if leaf == "smaller" else sizes.choose(s, machine, objective, methods)
+        if chosen.trains and made is None and (first := _trained(methods)) and not method(first).here:
+            chosen = chosen._replace(trains=f"{chosen.trains}, reckoned in place of {method(first).title}")
         s = s._replace(room=chosen.room, chosen=methods)
         by = "the training stage's own estimate" if chosen.trains else "its weights at so many bits"
         origins |= {"room": ("reckoned", by), "chosen": ("reckoned", walks[0].end.title)}
@@ -106,9 +108,14 @@ def _flops(s: Situation, machine: Machine) -> float:
     return hours * 3600 * (machine.bf16_flops_per_s or machine.flops_per_s)
 
 
+def _trained(methods: tuple[str, ...]) -> str:
+    """The first that trains a model; '' where none does."""
+    return next((name for name in methods if name in (*ADAPTED, *HEADS)), "")
+
+
 def _reckoned(methods: tuple[str, ...]) -> str:
     """The objective whose training is reckoned: the first one, SFT for those that are not here yet."""
-    named = next((name for name in methods if name in (*ADAPTED, *HEADS)), "sft")
+    named = _trained(methods) or "sft"
     return named if method(named).state == "kind" else "sft"
 
 
