@@ -295,3 +295,10 @@ def test_the_bench_shows_what_it_measured(tmp_path, monkeypatch, capsys):
             main(["bench", *wrong.split()])
     assert main(["bench", "devices"]) == 0
     assert "rtx-5090" in capsys.readouterr().out
+
+
+def test_a_folder_in_place_of_a_file_of_devices_is_no_recipe(tmp_path: Path) -> None:
+    """It was told to name the recipe's file."""
+    with pytest.raises(UserError, match="is a folder, not a file") as found:
+        devices.table(tmp_path)
+    assert "recipe" not in str(found.value)

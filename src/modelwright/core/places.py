@@ -61,7 +61,7 @@ def read_yaml(path: Path, missing: str = "`modelwright new` writes a recipe to s
             fix=f"did you mean {folder / near[0]}?" if near else missing,
         ) from None
     except IsADirectoryError:
-        raise UserError(f"{path} is a folder, not a recipe", fix="name the recipe's .yaml file") from None
+        raise UserError(f"{path} is a folder, not a file", fix="name the .yaml file in it") from None
     except PermissionError:
         raise UserError(f"{path} cannot be read", "permission denied") from None
     except UnicodeDecodeError as error:
