@@ -276,7 +276,7 @@ class Project:
             self.recipe.name,
             self.loaded.tree.text,
             tuple(views),
-            self.plan().machine,
+            whole.machine_text(this_machine()),  # other stages of the recipe may be impossible
             time.strftime("%Y-%m-%d %H:%M"),
             seconds,
             self.recipe.description,

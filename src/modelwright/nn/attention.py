@@ -235,7 +235,8 @@ def together(
     """[T, H, C] attention of all documents by one kernel; None where no such kernel takes them (`by_document` does). It runs in
     what autocast says, where that is at work: rotary positions of transformers' modules are in float32 then."""
     device, width = query_THC.device, query_THC.shape[-1]
-    dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else query_THC.dtype
+    casts = torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+    dtype = torch.get_autocast_dtype(device.type) if casts else query_THC.dtype
     flash = varlen.fits(device, dtype, width)
     many = None if flash or layout.branched or not on_processor(query_THC) else _many()
     if not flash and (many is None or not many.fits(dtype, width)):

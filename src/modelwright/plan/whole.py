@@ -268,17 +268,21 @@ def rows_of(steps: Sequence[Step], estimates: dict[str, Estimate], on: Target) -
     return rows, tuple(dict.fromkeys(unknown))
 
 
+def machine_text(machine: Machine) -> str:
+    cards = f", {bytes_text(machine.device_memory_bytes)} on each card" if machine.device_memory_bytes else ""
+    cards = " for processors and GPU" if machine.one_memory else cards
+    return f"{machine.name}, {machine.cores} cores, {bytes_text(machine.memory_bytes)}{cards}"
+
+
 def plan(loaded: Loaded, steps: Sequence[Step], on: Target, adjust: Adjust) -> Plan:
     on = on if on.device else on._replace(machine=of_run(loaded, on.machine))
     parallel, estimates = predicted(loaded, steps, on, adjust)
     rows, unknown = rows_of(steps, estimates, on)
     machine, budget, bill = on.machine, loaded.recipe.budget, on.table.electricity
-    cards = f", {bytes_text(machine.device_memory_bytes)} on each card" if machine.device_memory_bytes else ""
-    cards = " for processors and GPU" if machine.one_memory else cards
     own = on.rent is None or on.rent.usd_per_hour == 0
     found = Plan(
         rows,
-        f"{machine.name}, {machine.cores} cores, {bytes_text(machine.memory_bytes)}{cards}",
+        machine_text(machine),
         tuple(lint(loaded, steps, estimates, machine)),
         machine,
         on.device,
